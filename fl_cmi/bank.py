@@ -1,0 +1,144 @@
+"""Bounded stores that overwrite their oldest rows: the bank of features and the pool of synthetic images."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+__all__ = ["Bank", "Pool", "PoolBatch"]
+
+
+class Bank:
+    """A first-in-first-out ring of feature rows, on the device that the teacher uses.
+
+    Args:
+        capacity: Rows kept at most, > 0; any number, it need not be a multiple of the batch.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        assert capacity > 0
+        self.capacity = capacity
+        self.written = 0
+        self._rows: Tensor | None = None
+
+    def __len__(self) -> int:
+        """Rows that hold something: min(written, capacity)."""
+        return min(self.written, self.capacity)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the ring takes, in bytes (0 before the first row)."""
+        return 0 if self._rows is None else self._rows.numel() * self._rows.element_size()
+
+    def add(self, rows: Float[Tensor, "batch width"]) -> None:
+        """Write rows after the newest, over the oldest."""
+        if self._rows is None:
+            self._rows = torch.zeros(self.capacity, rows.shape[1], dtype=rows.dtype, device=rows.device)
+        kept = rows[-self.capacity :]
+        start = self.written + len(rows) - len(kept)
+        slots = (start + torch.arange(len(kept))) % self.capacity
+        self._rows[slots.to(rows.device)] = kept.detach()
+        self.written += len(rows)
+
+    def draw(self, num_rows: int, rng: torch.Generator) -> Float[Tensor, "rows width"]:
+        """`min(num_rows, len(self))` different rows, in random order."""
+        if self._rows is None:
+            raise ValueError("the bank is empty")
+        choice = torch.randperm(len(self), generator=rng)[:num_rows]
+        return self._rows[choice.to(self._rows.device)]
+
+
+@dataclass(frozen=True)
+class PoolBatch:
+    """Images drawn from a pool.
+
+    Args:
+        x: Images in [0, 1].
+        y: The labels that synthesis aimed at.
+        labels: Cached log-probabilities of the ensemble for the image as stored.
+        client: Partition id of the client that an image was inverted from, -1 where it was several.
+        index: Slots in the pool.
+    """
+
+    x: Float[Tensor, "batch channels height width"]
+    y: Int[Tensor, " batch"]
+    labels: Float[Tensor, "batch classes"]
+    client: Int[Tensor, " batch"]
+    index: Int[Tensor, " batch"]
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+class Pool:
+    """Synthetic images as bytes in memory, with their labels; the oldest go first when it is full.
+
+    Args:
+        capacity: Images kept at most, > 0.
+    """
+
+    def __init__(self, capacity: int = 65_536) -> None:
+        assert capacity > 0
+        self.capacity = capacity
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.written = 0
+        self._store: tuple[Tensor, ...] | None = None
+
+    def __len__(self) -> int:
+        return min(self.written, self.capacity)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the stored rows take, in bytes."""
+        return 0 if self._store is None else sum(t.numel() * t.element_size() for t in self._store)
+
+    def add(
+        self,
+        x: Float[Tensor, "batch channels height width"],
+        y: Int[Tensor, " batch"],
+        labels: Float[Tensor, "batch classes"],
+        client: int = -1,
+    ) -> None:
+        """Store a batch; pixels are rounded to the nearest of 256 levels."""
+        pixels = (x.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+        rows = (pixels, y.cpu(), labels.detach().float().cpu(), torch.full((len(y),), client))
+        if self._store is None:
+            self._store = tuple(t.new_empty(0, *t.shape[1:]) for t in rows)
+        new = len(y)
+        slots = (self.written + torch.arange(new)) % self.capacity
+        missing = min(self.written + new, self.capacity) - len(self._store[0])
+        if missing > 0:
+            self._store = tuple(self._grow(t, missing) for t in self._store)
+        for stored, value in zip(self._store, rows, strict=True):
+            stored[slots] = value.contiguous()
+        self.written += new
+
+    def _grow(self, stored: Tensor, missing: int) -> Tensor:
+        return torch.cat([stored, stored.new_zeros(missing, *stored.shape[1:])])
+
+    def get(self, index: Int[Tensor, " batch"]) -> PoolBatch:
+        """The images in the given slots."""
+        if self._store is None:
+            raise ValueError("the pool is empty")
+        x, y, labels, client = (t[index] for t in self._store)
+        return PoolBatch(x.float().div_(255), y, labels, client, index)
+
+    def draw(self, batch_size: int, rng: torch.Generator) -> PoolBatch:
+        """A batch drawn uniformly, with replacement, from the whole pool."""
+        return self.get(torch.randint(len(self), (batch_size,), generator=rng))
+
+    @property
+    def pixels(self) -> UInt8[Tensor, "images channels height width"]:
+        """All stored images, by slot."""
+        assert self._store is not None
+        return self._store[0]
+
+    @property
+    def targets(self) -> Int[Tensor, " images"]:
+        """The labels that synthesis aimed at, by slot."""
+        assert self._store is not None
+        return self._store[1]

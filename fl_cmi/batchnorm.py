@@ -1,0 +1,67 @@
+"""What each batch-norm layer saw in one forward pass, and how far that is from what it remembers.
+
+The hooks live in a context manager and the result is a value, so two passes cannot overwrite each other and nothing
+stays behind on the model.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+__all__ = ["Seen", "batch_norm_layers", "observe", "pooled_inputs", "statistics_distance"]
+
+Seen = dict[nn.BatchNorm2d, Tensor]
+"""The input of each batch-norm layer (B, D_l, H, W), filled by the forward pass in the order of execution."""
+
+
+def batch_norm_layers(model: nn.Module) -> list[nn.BatchNorm2d]:
+    """All `BatchNorm2d` layers of a model, in module order."""
+    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+@contextmanager
+def observe(model: nn.Module) -> Iterator[Seen]:
+    """Collect the input of every batch-norm layer during the one forward pass inside the block.
+
+    Raises:
+        RuntimeError: If a layer runs twice inside the block; its first input would be lost.
+    """
+    seen: Seen = {}
+
+    def keep(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if layer in seen:
+            raise RuntimeError("a batch-norm layer ran twice while it was observed")
+        assert isinstance(layer, nn.BatchNorm2d)
+        seen[layer] = inputs[0]
+
+    handles = [layer.register_forward_pre_hook(keep) for layer in batch_norm_layers(model)]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def statistics_distance(seen: Seen) -> Float[Tensor, ""]:
+    """`L_bn = sum_l ||running_var_l - Var(f_l)|| + ||running_mean_l - Mean(f_l)||`.
+
+    Statistics are over (N, H, W) with the biased variance; plain 2-norms, summed over layers (Yin et al. 2020, arXiv
+    1912.08795, equation 4; Fang et al. 2021).
+
+    Args:
+        seen: Layer inputs f_l from `observe`; at least one.
+    """
+    total = []
+    for layer, f in seen.items():
+        assert layer.running_mean is not None and layer.running_var is not None
+        var, mean = torch.var_mean(f, dim=(0, 2, 3), correction=0)
+        total.append((layer.running_var - var).norm() + (layer.running_mean - mean).norm())
+    return torch.stack(total).sum()
+
+
+def pooled_inputs(seen: Seen) -> Float[Tensor, "batch width"]:
+    """The spatial mean of each layer's input, concatenated over layers: the features of CMI (width = sum_l D_l)."""
+    return torch.cat([f.mean(dim=(2, 3)) for f in seen.values()], dim=1)

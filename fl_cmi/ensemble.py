@@ -1,0 +1,159 @@
+"""The client ensemble and the rules that combine it.
+
+Shape letters: K teachers, B batch, C classes.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fl_cmi.batchnorm import batch_norm_layers
+from fl_cmi.losses import label_log_prior
+from fl_cmi.types import ConfigError, Teacher
+
+__all__ = [
+    "Combine",
+    "Ensemble",
+    "by_class_counts",
+    "by_num_examples",
+    "majority",
+    "mean_logits",
+    "mean_probs",
+    "prior_corrected_logits",
+]
+
+Logits = Float[Tensor, "teachers batch classes"]
+Combined = Float[Tensor, "batch classes"]
+
+
+class Combine(Protocol):
+    """A rule that turns the teachers' logits into one row of logits per image.
+
+    Rules that average probabilities return their logarithm: softmax gives the probabilities back.
+    """
+
+    def __call__(self, logits_KBC: Logits, ensemble: "Ensemble") -> Combined: ...
+
+
+def mean_logits(logits_KBC: Logits, ensemble: "Ensemble") -> Combined:
+    """`1/K sum_k t_k` (DENSE, FedDF)."""
+    return logits_KBC.mean(dim=0)
+
+
+def mean_probs(logits_KBC: Logits, ensemble: "Ensemble") -> Combined:
+    """`log( 1/K sum_k softmax(t_k) )`."""
+    return logits_KBC.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(logits_KBC))
+
+
+def by_num_examples(logits_KBC: Logits, ensemble: "Ensemble") -> Combined:
+    """`sum_k n_k t_k / sum_k n_k`: logits weighted by the size of each client's training set."""
+    weight_K = (ensemble.num_examples_K / ensemble.num_examples_K.sum()).to(logits_KBC)
+    return torch.einsum("k,kbc->bc", weight_K, logits_KBC)
+
+
+def by_class_counts(logits_KBC: Logits, ensemble: "Ensemble") -> Combined:
+    """`P_c ~ sum_k W_kc softmax(t_k)_c` with `W_kc = n_k(c) / sum_j n_j(c)`, renormalized over classes.
+
+    Each class is judged by those who own it; a class without owner has probability 0 (log -inf is avoided by a floor,
+    for those classes only). Computed on logarithms, so that the gradient does not vanish where the owners are sure of
+    another class. Needs label counts.
+    """
+    counts_KC = ensemble.require_class_counts("combine=by_class_counts").to(logits_KBC)
+    owned_C = counts_KC.sum(dim=0) > 0
+    # Where nobody owns the class, all weights are -inf, and the gradient of logsumexp would be NaN.
+    log_weight_KC = torch.where(owned_C, (counts_KC / counts_KC.sum(dim=0)).log(), 0.0)
+    log_p_BC = (logits_KBC.log_softmax(dim=2) + log_weight_KC[:, None, :]).logsumexp(dim=0)
+    return F.log_softmax(torch.where(owned_C, log_p_BC, math.log(1e-12)), dim=1)
+
+
+def prior_corrected_logits(logits_KBC: Logits, ensemble: "Ensemble") -> Combined:
+    """`1/K sum_k (t_k - log prior_k)`: every client's own label mix taken out first (Menon et al. 2021, equation 8).
+
+    Needs label counts; clients that keep theirs can train with the prior-corrected loss instead and be combined by
+    `mean_logits`.
+    """
+    counts_KC = ensemble.require_class_counts("combine=prior_corrected_logits")
+    return (logits_KBC - label_log_prior(counts_KC).to(logits_KBC)[:, None, :]).mean(dim=0)
+
+
+def majority(logits_KBC: Logits, ensemble: "Ensemble") -> Combined:
+    """`log` of each class's share of the teachers' votes, one half vote added to each so that it stays finite."""
+    votes_BC = F.one_hot(logits_KBC.argmax(dim=2), logits_KBC.shape[2]).sum(dim=0) + 0.5
+    return F.log_softmax(votes_BC.to(logits_KBC).log(), dim=1)
+
+
+class Ensemble(nn.Module):
+    """The clients' models, frozen and in eval mode, combined into one classifier.
+
+    Registered in an `nn.ModuleList`: a plain list would hide the teachers from `modules()` and `eval()`, and a
+    batch-norm loss over zero layers is silently 0 (the fault of DENSE's released code).
+
+    Args:
+        teachers: At least one, in the order of their partition ids.
+        combine: The rule behind `forward`.
+    """
+
+    class_counts_KC: Tensor | None
+    num_examples_K: Tensor
+
+    def __init__(self, teachers: Sequence[Teacher], combine: Combine = mean_logits) -> None:
+        super().__init__()
+        if not teachers:
+            raise ValueError("an ensemble needs at least one teacher")
+        self.teachers = tuple(teachers)
+        self.combine = combine
+        self.models = nn.ModuleList(teacher.model for teacher in teachers)
+        counts = [teacher.class_counts for teacher in teachers]
+        shared = None if any(c is None for c in counts) else torch.stack([c for c in counts if c is not None])
+        self.register_buffer("class_counts_KC", shared)
+        self.register_buffer("num_examples_K", torch.tensor([float(t.num_examples) for t in teachers]))
+        self.requires_grad_(False)
+        super().train(False)
+        assert len(batch_norm_layers(self)) == sum(self.batch_norm_counts), (
+            "a teacher is shared or not registered"
+        )
+
+    def train(self, mode: bool = True) -> "Ensemble":
+        """Stay in eval mode: teachers are fixed whatever happens to the modules around them."""
+        return self
+
+    def __len__(self) -> int:
+        return len(self.models)
+
+    @property
+    def batch_norm_counts(self) -> list[int]:
+        """Batch-norm layers of each teacher."""
+        return [len(batch_norm_layers(model)) for model in self.models]
+
+    @property
+    def owned_classes(self) -> Int[Tensor, " owned"] | None:
+        """Classes that at least one client holds, ascending; None where clients keep their label counts."""
+        return None if self.class_counts_KC is None else self.class_counts_KC.sum(dim=0).nonzero()[:, 0]
+
+    def require_class_counts(self, who: str) -> Int[Tensor, "teachers classes"]:
+        """The label counts, or an error that names who needs them."""
+        if self.class_counts_KC is None:
+            raise ConfigError("share_label_counts", "false", f"true, because {who} needs label counts")
+        return self.class_counts_KC
+
+    def only(self, k: int) -> "Ensemble":
+        """Teacher `k` alone (its position, not its partition id), as an ensemble; weights are shared, not copied."""
+        return Ensemble([self.teachers[k]], mean_logits).to(self.num_examples_K.device)
+
+    def logits(self, x: Float[Tensor, "batch channels height width"]) -> Logits:
+        """Each teacher's own logits."""
+        return torch.stack([model(x) for model in self.models])
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Combined:
+        """Combined logits."""
+        return self.combine(self.logits(x), self)
+
+    @torch.no_grad()
+    def label(self, x: Float[Tensor, "batch channels height width"]) -> Combined:
+        """Combined log-probabilities, without gradient: soft labels for a pool."""
+        return F.log_softmax(self(x), dim=1)

@@ -1,0 +1,147 @@
+"""The client app: what runs where a client's images are.
+
+A client's answer is a function of the message, of its own state and of the seed alone. So it may be asked
+again after its process died, and the place where it runs does not matter.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import cast
+
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import nn
+
+from fl_cmi.compose import ClientSide, client_side
+from fl_cmi.flower.records import ARRAYS, METRICS, from_record, pack_update, to_record
+from fl_cmi.partition import Partition
+from fl_cmi.rng import stream
+from fl_cmi.types import Images, State, Update
+
+__all__ = ["MakeSide", "client_app", "handle_query", "handle_train"]
+
+CONFIG = "config"
+"""The name under which Flower's strategies send a round's settings."""
+
+OWN_MODEL = "model"
+"""The name under which a client keeps its model in its own state."""
+
+
+MakeSide = Callable[[str], ClientSide]
+"""From the run's config as JSON; expected to be quick when asked again in the same process."""
+
+
+def client_app(config_json: str, partition: Partition, make_side: MakeSide = client_side) -> ClientApp:
+    """The app of all clients.
+
+    Args:
+        config_json: The run's config.
+        partition: Which images are whose.
+        make_side: Importable, because processes get it by its name.
+    """
+    app = ClientApp()
+    app.train()(partial(handle_train, config_json=config_json, partition=partition, make_side=make_side))
+    app.query()(handle_query)
+    return app
+
+
+def handle_query(message: Message, context: Context) -> Message:
+    """Tell the partition id, for servers whose node ids are drawn at random."""
+    answer = MetricRecord({"partition-id": client_of(context)})
+    return Message(RecordDict({METRICS: answer}), reply_to=message)
+
+
+def handle_train(
+    message: Message,
+    context: Context,
+    config_json: str,
+    partition: Partition,
+    make_side: MakeSide = client_side,
+) -> Message:
+    """Train a client's model on its own images.
+
+    Args:
+        message: `arrays`, the global model (read when a client starts from the broadcast), and `config` with
+            `server-round` and perhaps FedProx's `proximal-mu`.
+        context: The client's partition id, and its own model from round to round where it starts from that.
+        config_json: The run's config.
+        partition: Which images are whose.
+        make_side: Makes the client's side from the config.
+
+    Returns:
+        The update, packed.
+
+    Raises:
+        ValueError: A client without images, or a broadcast that does not fit its architecture.
+        RuntimeError: Weights that are no longer finite.
+    """
+    side = make_side(config_json)
+    client, config = client_of(context), message.content.config_records[CONFIG]
+    server_round = cast(int, config["server-round"])
+    if not partition.sizes[client]:
+        raise ValueError(f"client {client} has no images; choose another partition or fewer clients")
+    with torch_threads(side.num_threads):
+        model = side.build(client)
+        model.load_state_dict(_start(side.start, model, message, context))
+        model.to(side.device)
+        images = client_images(side, partition, client)
+        rng = stream(side.seed, "client", client, "round", server_round)
+        metrics = side.local(
+            model, images, rng, side.device, proximal_mu=cast(float, config.get("proximal-mu", 0.0))
+        )
+        state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    if broken:
+        raise RuntimeError(
+            f"client {client} diverged in round {server_round}: {broken[0]} is no longer finite; "
+            "lower the learning rate of local training"
+        )
+    if side.start == "own":
+        context.state[OWN_MODEL] = to_record(state)
+    counts = images.class_counts() if side.share_label_counts else None
+    return Message(pack_update(Update(client, len(images), counts, state), metrics), reply_to=message)
+
+
+def client_of(context: Context) -> int:
+    """The partition id of the client whose context this is."""
+    return int(context.node_config["partition-id"])
+
+
+def client_images(side: ClientSide, partition: Partition, client: int) -> Images:
+    """A client's training set, with its feature noise where the partition has some.
+
+    `x + sd_k N(0, 1)` on pixels in [0, 1], the same noise in every round, not clamped.
+
+    References:
+        Li et al. 2022 (NIID-Bench), arXiv 2102.02079, section 4.2.
+    """
+    images = side.train.subset(torch.tensor(partition.indices[client]))
+    sd = 0.0 if partition.noise_sd is None else partition.noise_sd[client]
+    if not sd:
+        return images
+    noise = torch.randn(images.x.shape, generator=stream(side.seed, "noise", client))
+    return Images(images.pixels() + sd * noise, images.y, images.num_classes)
+
+
+@contextmanager
+def torch_threads(num_threads: int) -> Iterator[None]:
+    """So many threads inside: sums are split by threads, so their number is part of the result."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _start(start: str, model: nn.Module, message: Message, context: Context) -> State:
+    """The weights from which a client's training starts, `scratch` being its own initial ones."""
+    initial = model.state_dict()
+    record: ArrayRecord | None = None
+    if start == "broadcast":
+        record = message.content.array_records[ARRAYS]
+    elif start == "own":
+        record = context.state.array_records.get(OWN_MODEL)
+    return initial if record is None else from_record(record, like=initial)

@@ -1,0 +1,136 @@
+"""Ray itself: started or joined, and asked how many clients it can hold."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+
+from fl_cmi.types import ConfigError
+
+__all__ = ["ClientResources", "num_actors_that_fit", "ray_session"]
+
+log = logging.getLogger(__name__)
+
+_RAY_NAMES = {"num_cpus": "CPU", "num_gpus": "GPU"}
+
+
+@dataclass(frozen=True)
+class ClientResources:
+    """What Ray sets aside for one client; it counts, but does not confine.
+
+    Args:
+        num_cpus: A whole number, or a fraction of one CPU, > 0.
+        num_gpus: A whole number, or a fraction of one GPU, >= 0.
+    """
+
+    num_cpus: float = 1
+    num_gpus: float = 0
+
+    @classmethod
+    def of(cls, given: Mapping[str, float] | None) -> "ClientResources":
+        """From a config's mapping, checked.
+
+        Raises:
+            ConfigError: An unknown name, or an amount that Ray cannot set aside.
+        """
+        for name, amount in (given or {}).items():
+            key = f"backend.client_resources.{name}"
+            if name not in _RAY_NAMES:
+                raise ConfigError(key, amount, f"one of {', '.join(_RAY_NAMES)}")
+            if not isinstance(amount, int | float) or isinstance(amount, bool):
+                raise ConfigError(key, amount, "a number")
+            if not 0 <= amount < float("inf") or (amount > 1 and amount != int(amount)):
+                raise ConfigError(key, amount, "a whole number or a fraction of 1, not negative")
+            if name == "num_cpus" and amount == 0:
+                raise ConfigError(key, amount, "a number > 0")
+        return cls(**(given or {}))
+
+    @property
+    def by_name(self) -> dict[str, float]:
+        """The amounts by the names of the fields, which are also Ray's names for an actor's options."""
+        return {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
+
+
+@contextmanager
+def ray_session(address: str | None = None) -> Iterator[None]:
+    """Ray, ready for use.
+
+    A Ray that this process already uses is taken as it is and left running.
+
+    Args:
+        address: A cluster: `auto` or `host:port`. None starts a Ray on this machine that ends with the
+            session, and that no other process joins by accident.
+
+    Raises:
+        ConfigError: No cluster at `address`.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    path = os.pathsep.join(dict.fromkeys([*filter(None, sys.path), *_python_path()]))
+    try:
+        ray.init(
+            address=address or "local",
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            # Workers import what this process can import, also from a checkout that is not installed.
+            runtime_env={"env_vars": {"PYTHONPATH": path}},
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        if address is None:
+            raise
+        allowed = f"a running Ray cluster (auto or host:port), or null to start one; {_first_line(error)}"
+        raise ConfigError("backend.address", address, allowed) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def num_actors_that_fit(wanted: ClientResources, num_clients: int, num_actors: int | None = None) -> int:
+    """How many clients the running Ray holds at once, at most `num_clients`.
+
+    Args:
+        wanted: For one client.
+        num_clients: Number of clients.
+        num_actors: The user's own choice; None for as many as fit.
+
+    Raises:
+        ConfigError: Not one client fits, or fewer than `num_actors`.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    needed = {name: amount for name, amount in wanted.by_name.items() if amount}
+    for name, amount in needed.items():
+        most = max((node.get(_RAY_NAMES[name], 0) for node in nodes), default=0)
+        if amount > most:
+            allowed = f"at most {most:g}, as no machine of this Ray has more"
+            raise ConfigError(f"backend.client_resources.{name}", amount, allowed)
+    # A client cannot be split over machines; 1e-9 makes ten tenths one.
+    fitting = sum(
+        min(int(node.get(_RAY_NAMES[name], 0) / amount + 1e-9) for name, amount in needed.items())
+        for node in nodes
+    )
+    if not fitting:
+        raise ConfigError("backend.client_resources", wanted.by_name, "what a single machine of this Ray has")
+    if num_actors is not None and num_actors > fitting:
+        allowed = f"at most {fitting} with {wanted.num_cpus:g} CPU and {wanted.num_gpus:g} GPU each"
+        raise ConfigError("backend.num_actors", num_actors, allowed)
+    chosen = min(num_actors or fitting, num_clients)
+    log.info(
+        "Ray: %d clients on %d actors of %g CPU and %g GPU each, %d machine%s",
+        *(num_clients, chosen, wanted.num_cpus, wanted.num_gpus, len(nodes), "s" * (len(nodes) > 1)),
+    )
+    return chosen
+
+
+def _python_path() -> list[str]:
+    return [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,111 @@
+"""Between tensors and Flower's records."""
+
+from collections.abc import Iterable, Mapping
+from typing import cast
+
+import torch
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+
+from fl_cmi.types import State, Update
+
+__all__ = ["content_bytes", "from_record", "pack_update", "partition_id", "to_record", "unpack_updates"]
+
+ARRAYS, METRICS = "arrays", "metrics"
+"""The names under which Flower's strategies send a model, and we send it back with its metrics."""
+
+
+def to_record(state: State) -> ArrayRecord:
+    """A model as Flower sends it.
+
+    Raises:
+        TypeError: For bfloat16, which numpy does not know.
+    """
+    return ArrayRecord({name: Array(tensor.detach().cpu().numpy()) for name, tensor in state.items()})
+
+
+def from_record(record: ArrayRecord, like: State | None = None) -> State:
+    """The model in `record`; its tensors share no memory with it.
+
+    Args:
+        record: A model.
+        like: A state of the model that is to load it: names and shapes have to agree, and each tensor is cast
+            to the type it has there, integers rounded. (Flower's FedAvg turns integer buffers such as
+            `num_batches_tracked` into float64.)
+
+    Raises:
+        ValueError: Where names or shapes differ.
+    """
+    state = {name: torch.from_numpy(array.numpy()) for name, array in record.items()}
+    if like is None:
+        return state
+    if state.keys() != like.keys():
+        odd = sorted(state.keys() ^ like.keys())
+        raise ValueError(f"another model was received: {len(odd)} names differ, first {odd[0]}")
+    for name, tensor in like.items():
+        if state[name].shape != tensor.shape:
+            got, wanted = tuple(state[name].shape), tuple(tensor.shape)
+            raise ValueError(f"another model was received: {name} has shape {got}, not {wanted}")
+    return {name: _cast(state[name], tensor.dtype) for name, tensor in like.items()}
+
+
+def pack_update(update: Update, metrics: Mapping[str, float]) -> RecordDict:
+    """A client's answer: one record `arrays` and one record `metrics`, as Flower's FedAvg wants them.
+
+    `metrics` holds `num-examples`, `partition-id`, `class-counts` where the client shares them, and the given
+    ones.
+    """
+    values: dict[str, int | float | list[int]] = {
+        "num-examples": update.num_examples,
+        "partition-id": update.client,
+    }
+    if update.class_counts is not None:
+        values["class-counts"] = [int(count) for count in update.class_counts]
+    assert not values.keys() & metrics.keys(), "a metric has a reserved name"
+    return RecordDict({ARRAYS: to_record(update.state), METRICS: MetricRecord({**values, **metrics})})
+
+
+def unpack_updates(replies: Iterable[Message]) -> list[Update]:
+    """The updates that `replies`, none of them an error, carry; sorted by partition id."""
+    return sorted((_unpack(reply) for reply in replies), key=lambda update: update.client)
+
+
+def partition_id(content: RecordDict) -> int:
+    """Which client sent `content`."""
+    return cast(int, content.metric_records[METRICS]["partition-id"])
+
+
+def content_bytes(message: Message) -> int:
+    """Bytes of what `message` carries: arrays as serialized, 8 a number, 1 a character, names included.
+
+    An error counts as nothing.
+    """
+    if not message.has_content():
+        return 0
+    records = message.content.values()
+    return sum(len(name) + _value_bytes(value) for record in records for name, value in record.items())
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`tensor` as `dtype`; to the nearest integer where a fraction has to go."""
+    if tensor.is_floating_point() and not dtype.is_floating_point:
+        tensor = tensor.round()
+    return tensor.to(dtype)
+
+
+def _unpack(reply: Message) -> Update:
+    metrics = reply.content.metric_records[METRICS]
+    counts = metrics.get("class-counts")
+    return Update(
+        client=partition_id(reply.content),
+        num_examples=cast(int, metrics["num-examples"]),
+        class_counts=None if counts is None else torch.tensor(counts, dtype=torch.int64),
+        state=from_record(reply.content.array_records[ARRAYS]),
+    )
+
+
+def _value_bytes(value: object) -> int:
+    if isinstance(value, Array):
+        return len(value.data)
+    if isinstance(value, list):
+        return sum(_value_bytes(item) for item in value)
+    return len(value) if isinstance(value, str | bytes) else 8

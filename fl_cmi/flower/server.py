@@ -1,0 +1,81 @@
+"""The server's half of a run: Flower's own rounds on a grid, the global model scored after each."""
+
+from dataclasses import dataclass, field
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fl_cmi.compose import Config, ServerSide
+from fl_cmi.flower.participation import Participation
+from fl_cmi.flower.records import from_record, to_record
+from fl_cmi.types import State, Update
+
+__all__ = ["Outcome", "serve"]
+
+NO_TIMEOUT = 1e9  # seconds; a backend's own timeout decides
+
+
+@dataclass
+class Outcome:
+    """What a run produced.
+
+    Args:
+        student: The global model after the last round.
+        accuracies: Its test accuracy after each round, in [0, 1].
+        updates: What the clients of the last round sent, by partition id.
+        bytes_up: Payload that clients sent, over all rounds.
+        bytes_down: Payload that clients received, over all rounds.
+        failures: Clients that failed and were dropped.
+    """
+
+    student: State = field(default_factory=dict)
+    accuracies: list[float] = field(default_factory=list)
+    updates: list[Update] = field(default_factory=list)
+    bytes_up: int = 0
+    bytes_down: int = 0
+    failures: list[dict[str, object]] = field(default_factory=list)
+
+
+def serve(grid: Grid, strategy: Strategy, side: ServerSide, config: Config, threads: int) -> Outcome:
+    """Run all rounds of `strategy` on `grid`."""
+    # Thread counts belong to the calling thread, and Flower's engine calls from a thread of its own.
+    torch.set_num_threads(threads)
+    outcome = Outcome()
+    initial = side.student().state_dict()
+
+    def observe(server_round: int, updates: list[Update]) -> None:
+        outcome.updates = updates
+
+    def score(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        if server_round == 0:
+            return None
+        outcome.student = from_record(arrays, initial)
+        student = side.student()
+        student.load_state_dict(outcome.student)
+        with side.progress.phase("evaluation"):
+            accuracy = side.test_accuracy(student.to(side.device))
+        outcome.accuracies.append(accuracy)
+        side.log.write("round", round=server_round, accuracy=accuracy)
+        return MetricRecord({"accuracy": accuracy})
+
+    view = Participation(
+        grid,
+        num_clients=config["num_clients"],
+        clients_per_round=config["clients_per_round"],
+        seed=config["seed"],
+        on_client_failure=config["on_client_failure"],
+        observer=observe,
+    )
+    strategy.start(
+        grid=view,
+        initial_arrays=to_record(initial),
+        num_rounds=config["rounds"],
+        timeout=NO_TIMEOUT,
+        train_config=ConfigRecord(),
+        evaluate_fn=score,
+    )
+    outcome.bytes_up, outcome.bytes_down = view.bytes_up, view.bytes_down
+    outcome.failures = list(view.failures)
+    return outcome

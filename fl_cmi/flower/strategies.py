@@ -1,0 +1,103 @@
+"""Server strategies that distil the client ensemble instead of averaging weights."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+from flwr.app import ArrayRecord, Message, MetricRecord
+from flwr.serverapp.strategy import FedAvg
+from torch import nn
+
+from fl_cmi.bank import Pool
+from fl_cmi.compose import ServerSide
+from fl_cmi.distillation.distiller import Distiller
+from fl_cmi.distillation.transfer import GrowPool, transfer
+from fl_cmi.ensemble import Combine, Ensemble
+from fl_cmi.flower.records import to_record, unpack_updates
+from fl_cmi.synthesis.synthesizers import Synthesizer
+from fl_cmi.types import ConfigError, State, Update
+
+__all__ = ["FedCmi"]
+
+
+class FedCmi(FedAvg):
+    """Clients -> ensemble -> contrastive model inversion -> global student.
+
+        updates  = unpack(replies)
+        ensemble = Ensemble(rebuild(updates), combine)
+        transfer(ensemble -> student)         # synthesis and distillation, as `schedule` says
+        return pack(student)
+
+    Everything but `aggregate_train` is Flower's FedAvg, so the class runs in any ServerApp.
+
+    Args:
+        combine: Rule of the ensemble.
+        synthesizer: Adds batches of images to the pool.
+        distiller: Teaches the pool to the student.
+        schedule: How the two alternate in a round.
+        pool: Where the images are kept.
+        student_start: Where the student of a round begins: the `previous` round's student (in round 1 the initial
+            model), the clients' parameter `average` (needs one architecture), or from `scratch`.
+        keep_pool: Whether a round goes on with the images of the rounds before.
+        side: What the server knows of the run.
+    """
+
+    def __init__(
+        self,
+        combine: Combine,
+        synthesizer: Synthesizer,
+        distiller: Distiller,
+        schedule: GrowPool,
+        pool: Pool,
+        side: ServerSide,
+        student_start: Literal["previous", "average", "scratch"] = "previous",
+        keep_pool: bool = False,
+    ) -> None:
+        super().__init__(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
+        if student_start not in ("previous", "average", "scratch"):
+            raise ConfigError("strategy.student_start", student_start, "one of previous, average, scratch")
+        self.combine, self.synthesizer, self.distiller = combine, synthesizer, distiller
+        self.schedule, self.pool, self.side = schedule, pool, side
+        self.student_start, self.keep_pool = student_start, keep_pool
+        self.previous: State | None = None
+        # A term that these models cannot serve is refused before any client trains.
+        synthesizer.check(side.untrained_ensemble(combine))
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Distil the round's clients into one student."""
+        valid, _ = self._check_and_log_replies(replies, is_train=True, validate=False)
+        if not valid:
+            return None, None
+        side = self.side
+        updates = unpack_updates(valid)
+        ensemble = Ensemble([side.teacher(update) for update in updates], self.combine).to(side.device)
+        side.log.write("ensemble", round=server_round, clients=len(ensemble), bn_layers=ensemble.batch_norm_counts)
+        if not self.keep_pool:
+            self.pool.clear()
+        student = self.start_student(updates, server_round)
+        metrics = transfer(
+            ensemble,
+            student,
+            self.synthesizer,
+            self.distiller,
+            self.pool,
+            self.schedule,
+            task=side.task,
+            seed=side.seed,
+            server_round=server_round,
+            progress=side.progress,
+            log=side.log,
+            evaluate=side.test_accuracy,
+        )
+        self.previous = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
+        return to_record(self.previous), MetricRecord(metrics)
+
+    def start_student(self, updates: list[Update], server_round: int) -> nn.Module:
+        """The student as it begins the round."""
+        student = self.side.student()
+        if self.student_start == "average":
+            student.load_state_dict(self.side.average(updates))
+        elif self.student_start == "previous" and self.previous is not None:
+            student.load_state_dict(self.previous)
+        return student.to(self.side.device)

@@ -1,0 +1,83 @@
+"""Losses on logits and embeddings: pure functions, reduced over the batch as each docstring says.
+
+Shape letters: B batch, C classes, D embedding width, N negatives.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["entropy", "info_nce", "kl_divergence", "label_log_prior", "soft_cross_entropy"]
+
+
+def kl_divergence(
+    target: Float[Tensor, "batch classes"],
+    student: Float[Tensor, "batch classes"],
+    temperature: float = 1.0,
+    weight: Float[Tensor, " batch"] | Bool[Tensor, " batch"] | None = None,
+) -> Float[Tensor, ""]:
+    """`T^2 / B * sum_i w_i KL(softmax(t_i / T) || softmax(s_i / T))`, in nats.
+
+    The divisor is the batch size and not the sum of weights, so a mask that excludes samples lowers the loss
+    (Fang et al. 2021, masked KL). Neither side is detached.
+
+    References:
+        Hinton, Vinyals, Dean 2015, arXiv 1503.02531, section 2.
+
+    Args:
+        target: Teacher logits, or log-probabilities (softmax leaves them as they are at T = 1).
+        student: Student logits.
+        temperature: T > 0.
+        weight: Weight or mask of each sample; None counts all as 1.
+    """
+    log_p = F.log_softmax(target / temperature, dim=1)
+    log_q = F.log_softmax(student / temperature, dim=1)
+    # A class that no client owns has log p = -inf; its share of the sum is p log p = 0, not NaN.
+    share = torch.where(log_p.isneginf(), 0.0, log_p.exp() * (log_p.nan_to_num(neginf=0.0) - log_q))
+    per_sample = share.sum(dim=1)
+    if weight is not None:
+        per_sample = per_sample * weight
+    return temperature**2 * per_sample.mean()
+
+
+def soft_cross_entropy(
+    target: Float[Tensor, "batch classes"], student: Float[Tensor, "batch classes"]
+) -> Float[Tensor, ""]:
+    """`-1/B sum_i sum_c q_ic log softmax(s_i)_c` for target probabilities q, in nats."""
+    return -(target * F.log_softmax(student, dim=1)).sum(dim=1).mean()
+
+
+def entropy(probabilities: Float[Tensor, "*batch classes"]) -> Float[Tensor, "*batch"]:
+    """`-sum_c p_c log p_c`, in nats, with 0 log 0 = 0."""
+    return -torch.special.xlogy(probabilities, probabilities).sum(dim=-1)
+
+
+def info_nce(
+    queries: Float[Tensor, "batch width"], keys: Float[Tensor, "keys width"], temperature: float
+) -> Float[Tensor, " batch"]:
+    """`c_i = -log( exp(q_i k_i / T) / sum_j exp(q_i k_j / T) )` per query; the positive of query i is key i.
+
+    References:
+        van den Oord et al. 2018, arXiv 1807.03748, equation 4; Fang et al. 2021 (CMI).
+
+    Args:
+        queries: L2-normalized rows.
+        keys: L2-normalized rows, at least as many as queries; the first are the positives.
+        temperature: T > 0.
+    """
+    positives = torch.arange(len(queries), device=queries.device)
+    return F.cross_entropy(queries @ keys.T / temperature, positives, reduction="none")
+
+
+def label_log_prior(
+    class_counts: Int[Tensor, "*clients classes"], smoothing: float = 1.0
+) -> Float[Tensor, "*clients classes"]:
+    """`log( (n_c + s) / (N + s C) )`: a client's log label prior, finite for classes it has never seen.
+
+    Added to the logits inside the training loss it yields a prior-corrected model (Menon et al. 2021, arXiv
+    2007.07314, equation 9: logit-adjusted loss with tau = 1); subtracted from a trained model's logits it corrects
+    afterwards (equation 8).
+    """
+    smoothed = class_counts.double() + smoothing
+    return (smoothed / smoothed.sum(dim=-1, keepdim=True)).log().float()

@@ -1,0 +1,1 @@
+"""Networks: classifiers sized by the data, and the generator of synthetic images."""

@@ -1,0 +1,1 @@
+"""What a run leaves behind: metrics, progress, a summary, a table, figures and one HTML page."""

@@ -1,0 +1,124 @@
+"""The table that ends a run."""
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from fl_cmi.report.units import byte_size, duration, percent
+
+__all__ = ["print_summary"]
+
+NAME_WIDTH, VALUE_WIDTH = 24, 13
+
+
+def print_summary(summary: dict[str, Any], console: Console) -> None:
+    """Print what `summary.json` says: clients, bounds, student, gap, seconds, bytes, disclosures, failures.
+
+    Args:
+        summary: The run's summary; where it has no value (no ensemble, no average), the row says `-`.
+        console: Where to; everything fits 80 columns.
+    """
+    partition = summary["partition"]
+    console.print()
+    console.print(
+        Text(f"{summary['strategy']}, {_rounds(summary['rounds'])}, seed {summary['seed']}", style="bold")
+    )
+    console.print(Text(f"partition {partition['name']}, {partition['hash'][:12]}", style="dim"))
+    for table in (_clients(summary["clients"]), _results(summary), _cost(summary)):
+        console.print()
+        console.print(table)
+    _lines(console, "What left each client", summary.get("disclosed", []))
+    failures = [
+        f"round {row['round']}, client {row['client']}: {row['reason']}"
+        for row in summary.get("failures", [])
+    ]
+    _lines(console, "Failures", failures, style="bold red" if failures else "bold")
+    console.print()
+
+
+def _clients(clients: list[dict[str, Any]]) -> Table:
+    table = _table()
+    table.add_column("Client", justify="right", min_width=6)
+    table.add_column("test accuracy", justify="right")
+    table.add_column("examples", justify="right")
+    table.add_column("architecture", overflow="fold")
+    for row in clients:
+        cells = (
+            str(row["client"]),
+            percent(row["accuracy"]),
+            f"{row['num_examples']:,}",
+            str(row["architecture"]),
+        )
+        table.add_row(*map(Text, cells))
+    return table
+
+
+def _results(summary: dict[str, Any]) -> Table:
+    student = summary["student"]
+    average = summary.get("average", {}).get("accuracy")
+    mixed = len({row["architecture"] for row in summary["clients"]}) > 1
+    table = _table()
+    table.add_column("Model", min_width=NAME_WIDTH)
+    table.add_column("test accuracy", justify="right", min_width=VALUE_WIDTH)
+    table.add_column("", style="dim", overflow="fold")
+    table.add_row(
+        "parameter average",
+        percent(average),
+        "architectures differ" if average is None and mixed else "of the clients",
+    )
+    table.add_row("ensemble", percent(summary.get("ensemble", {}).get("accuracy")), "the student's bound")
+    table.add_row(
+        Text("student, last round", style="bold"),
+        Text(percent(student["accuracy_last"]), style="bold"),
+        "the result",
+    )
+    if student.get("accuracy_best") is not None:
+        table.add_row(
+            f"student, best round ({student['round_best']})",
+            percent(student["accuracy_best"]),
+            "chosen on test data: not a result",
+        )
+    gap = summary.get("gap")
+    # Two spaces stand where the other rows have their percent sign.
+    table.add_row("gap", percent(gap).replace("%", " "), "points: ensemble - student")
+    return table
+
+
+def _cost(summary: dict[str, Any]) -> Table:
+    table = _table()
+    table.add_column("Cost", min_width=NAME_WIDTH)
+    table.add_column("", justify="right", min_width=VALUE_WIDTH)
+    table.add_column("", style="dim", justify="right")
+    seconds = dict(summary["seconds"])
+    total = seconds.pop("total", None)
+    for phase, value in seconds.items():
+        table.add_row(
+            Text(phase), duration(value), f"{100 * value / total:.0f} % of the time" if total else ""
+        )
+    if total is not None:
+        table.add_row("total", duration(total), f"{total:,.1f} seconds", style="bold")
+    for way, label in (("up", "bytes up from clients"), ("down", "bytes down to clients")):
+        table.add_row(label, byte_size(summary["bytes"][way]), f"{summary['bytes'][way]:,} bytes")
+    return table
+
+
+def _table() -> Table:
+    return Table(
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold"
+    )
+
+
+def _rounds(number: int) -> str:
+    return "1 round" if number == 1 else f"{number} rounds"
+
+
+def _lines(console: Console, title: str, lines: list[str], style: str = "bold") -> None:
+    console.print()
+    console.print(Text(title, style=style))
+    for line in lines or ["none"]:
+        # `Text`, not markup: a reason such as "[Errno 2]" must come out as it is.
+        console.print(Padding(Text(line), (0, 0, 0, 2), expand=False))

@@ -1,0 +1,251 @@
+"""`python -m fl_cmi.simulate`: a federated run from a Hydra configuration.
+
+    python -m fl_cmi.simulate                                   # digits, 5 clients, one round of fed_cmi
+    python -m fl_cmi.simulate experiment=fmnist_oneshot seed=1
+    python -m fl_cmi.simulate -m seed=0,1,2 strategy=fedavg,fed_cmi
+"""
+
+import json
+import logging
+import os
+import shlex
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from safetensors.torch import save_file
+
+from fl_cmi.bank import Pool
+from fl_cmi.compose import (
+    Config,
+    ServerSide,
+    build,
+    check,
+    config_folder,
+    dataset,
+    make_partition,
+    plain_config,
+    server_side,
+)
+from fl_cmi.data.dataset import Dataset
+from fl_cmi.ensemble import Combine, Ensemble
+from fl_cmi.evaluate import accuracy, predict
+from fl_cmi.flower.backend import Backend
+from fl_cmi.flower.participation import ClientFailure
+from fl_cmi.flower.server import Outcome, serve
+from fl_cmi.flower.strategies import FedCmi
+from fl_cmi.partition import Partition
+from fl_cmi.report.figures import curves, partition_heatmap, synthetic_grid
+from fl_cmi.report.html import write_report
+from fl_cmi.report.metrics import MetricsLog
+from fl_cmi.report.progress import Progress
+from fl_cmi.report.summary import commit, digest, versions, write_json
+from fl_cmi.report.table import print_summary
+from fl_cmi.types import ConfigError
+
+__all__ = ["main", "run"]
+
+logger = logging.getLogger(__name__)
+
+
+def run(
+    config: Config, run_dir: Path, command: str | None = None, backend: Backend | None = None
+) -> dict[str, Any]:
+    """One run, from a plain configuration to a folder of results; returns what `summary.json` holds.
+
+    Raises:
+        ConfigError: For a user's mistake, before any client trains and before anything is written.
+        ClientFailure: If a client failed and the policy is `fail`.
+    """
+    start = time.perf_counter()
+    check(config)
+    progress, log = Progress(), MetricsLog(run_dir / "metrics.jsonl")
+    threads = config["server_threads"] or os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    with progress.phase("setup"):
+        data = dataset(config)
+        partition = make_partition(config, data)
+        side = server_side(config, data, progress, log)
+        strategy = build(config["strategy"], "strategy")
+        if callable(strategy):  # ours are completed with what no YAML holds
+            strategy = strategy(side=side)
+        combine = build(config["combine"], "combine")
+        side.untrained_ensemble(combine)
+        backend = build(config["backend"], "backend") if backend is None else backend
+    counts = partition.counts(data.train.y.numpy(), data.train.num_classes)
+    log.write("partition", counts=counts, **partition.manifest())
+    outcome = Outcome()
+
+    def rounds(grid: Any) -> None:
+        nonlocal outcome
+        outcome = serve(grid, strategy, side, config, threads)
+
+    backend.run(json.dumps(config), partition, config["num_clients"], rounds)
+    torch.set_num_threads(threads)
+    with progress.phase("evaluation"):
+        measured = measure(outcome, side, combine)
+    summary = summarize(config, outcome, measured, partition, side)
+    summary["seconds"] = {**progress.seconds, "total": time.perf_counter() - start}
+    log.write("summary", **{key: summary[key] for key in ("student", "ensemble", "average", "gap")})
+    pool = strategy.pool if isinstance(strategy, FedCmi) else None
+    write_results(run_dir, summary, outcome, counts, data, pool, command)
+    return summary
+
+
+def measure(outcome: Outcome, side: ServerSide, combine: Combine) -> dict[str, Any]:
+    """Test accuracies of the last round's clients, of their ensemble and of their average."""
+    ensemble = Ensemble([side.teacher(update) for update in outcome.updates], combine).to(side.device)
+    logits = [predict(model, side.test, side.device) for model in ensemble.models]
+    clients = [
+        {
+            "client": teacher.client,
+            "accuracy": accuracy(own, side.test),
+            "num_examples": teacher.num_examples,
+            "architecture": type(teacher.model).__name__,
+        }
+        for teacher, own in zip(ensemble.teachers, logits, strict=True)
+    ]
+    combined = combine(torch.stack(logits), ensemble.cpu())
+    state = side.average(outcome.updates)
+    average = None
+    if state is not None:
+        model = side.build(outcome.updates[0].client)
+        model.load_state_dict(state)
+        average = side.test_accuracy(model.to(side.device))
+    parameters = [sum(value.numel() for value in update.state.values()) for update in outcome.updates]
+    disclosed = [f"model weights and buffers ({_range(parameters)} numbers)", "number of examples"]
+    if any(ensemble.batch_norm_counts):
+        layers = _range(ensemble.batch_norm_counts)
+        disclosed.append(f"batch-norm statistics of its images ({layers} layers, among the buffers)")
+    if side.share_label_counts:
+        disclosed.append(f"label counts ({side.task.num_classes} integers)")
+    disclosed.append("mean training loss and accuracy")
+    return {
+        "clients": clients,
+        "ensemble": {"accuracy": accuracy(combined, side.test)},
+        "average": {"accuracy": average},
+        "disclosed": disclosed,
+    }
+
+
+def _range(numbers: list[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def summarize(
+    config: Config, outcome: Outcome, measured: dict[str, Any], partition: Partition, side: ServerSide
+) -> dict[str, Any]:
+    """The contract of `summary.json`; accuracies are fractions of 1."""
+    last, best = outcome.accuracies[-1], max(outcome.accuracies)
+    return {
+        "student": {
+            "accuracy_last": last,
+            "accuracy_best": best,
+            "round_best": outcome.accuracies.index(best) + 1,
+        },
+        **measured,
+        "gap": measured["ensemble"]["accuracy"] - last,
+        "digest": digest(outcome.student),
+        "bytes": {"up": outcome.bytes_up, "down": outcome.bytes_down},
+        "partition": partition.manifest(),
+        "failures": outcome.failures,
+        "strategy": config["strategy"]["_target_"].rsplit(".", 1)[-1],
+        "rounds": config["rounds"],
+        "seed": config["seed"],
+        "device": str(side.device),
+        "threads": {"server": torch.get_num_threads(), "client": config["client_threads"]},
+        "commit": commit(),
+        "versions": versions(),
+        "config": config,
+    }
+
+
+def write_results(
+    run_dir: Path,
+    summary: dict[str, Any],
+    outcome: Outcome,
+    counts: Any,
+    data: Dataset,
+    pool: Pool | None,
+    command: str | None,
+) -> None:
+    """Fill the run folder; `summary.json` comes last but for the page that shows it."""
+    save_file({name: value.contiguous() for name, value in outcome.student.items()}, run_dir / "student.safetensors")
+    partition_heatmap(counts, data.class_names, run_dir / "partition.png")
+    curves(
+        MetricsLog.read(run_dir / "metrics.jsonl"),
+        run_dir / "curves.png",
+        ensemble=summary["ensemble"]["accuracy"],
+        average=summary["average"]["accuracy"],
+    )
+    if pool is not None and len(pool):
+        synthetic_grid(pool.pixels.float() / 255, pool.targets, data.class_names, run_dir / "synthetic.png")
+    write_json(run_dir / "summary.json", summary)
+    write_report(run_dir, summary, command)
+
+
+def job(config: DictConfig) -> float:
+    """Hydra's task function: one run in the folder that Hydra made for it."""
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    command = shlex.join(["python", "-m", "fl_cmi.simulate", *HydraConfig.get().overrides.task])
+    try:
+        summary = run(plain_config(config), run_dir, command)
+    except ConfigError:
+        discard(run_dir)
+        raise
+    print_summary(summary, Console())
+    print(run_dir.resolve(), flush=True)
+    accuracy_last = summary["student"]["accuracy_last"]
+    assert isinstance(accuracy_last, float)
+    return accuracy_last
+
+
+def discard(run_dir: Path) -> None:
+    """Remove what Hydra put into the folder of a run that never began, and the folder if that was all."""
+    for handler in logging.getLogger().handlers:
+        handler.close()
+    shutil.rmtree(run_dir / ".hydra", ignore_errors=True)
+    for log_file in run_dir.glob("*.log"):
+        log_file.unlink()
+    if not any(run_dir.iterdir()):
+        run_dir.rmdir()
+        for parent in (run_dir.parent, run_dir.parent.parent):
+            if parent.name and not any(parent.iterdir()):
+                parent.rmdir()
+
+
+def main() -> None:
+    """The command line: exit code 0, 2 for a user's mistake (one line on standard error), 1 for a failed run."""
+    # Hydra would print its own errors over several lines and exit with 1; with this it raises them.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    program = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="simulate")(job)
+    try:
+        program()
+    except ConfigError as error:
+        fail(str(error), 2)
+    except (HydraException, OmegaConfBaseException) as error:
+        if isinstance(error.__cause__, ConfigError):
+            fail(str(error.__cause__), 2)
+        fail(" ".join(str(error).split()), 2)
+    except ClientFailure as error:
+        fail(str(error), 1)
+
+
+def fail(message: str, code: int) -> None:
+    """Say why in one line and leave."""
+    print(f"fl_cmi: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

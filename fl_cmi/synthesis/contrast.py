@@ -1,0 +1,127 @@
+"""The contrastive term of CMI: each image should be told apart from all others, new and old.
+
+Shape letters: B batch, D feature width, N bank rows drawn.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fl_cmi.augment import Augment, ResizedCropFlip
+from fl_cmi.bank import Bank
+from fl_cmi.batchnorm import observe, pooled_inputs
+from fl_cmi.ensemble import Ensemble
+from fl_cmi.losses import info_nce
+from fl_cmi.models.initialize import initialize
+from fl_cmi.types import ConfigError
+
+__all__ = ["Contrast", "features"]
+
+Features = Float[Tensor, "batch features"]
+
+
+def features(ensemble: Ensemble, x: Float[Tensor, "batch channels height width"]) -> Features:
+    """Pooled batch-norm inputs of every teacher, side by side: independently trained clients share no axes to average."""
+    found = []
+    for model in ensemble.models:
+        with observe(model) as seen:
+            model(x)
+        found.append(pooled_inputs(seen))
+    return torch.cat(found, dim=1)
+
+
+class Contrast:
+    """`L_cr` of CMI, with its head h and its bank of earlier images' features.
+
+        q = h([L; CL]),  k = stop_grad(h([G; CG])),  c_i = -log softmax_i(q_i k^T / T)
+        L_cr = mean(c[:B]) + mean(c[B:])        (bank empty: mean(c))
+
+    L, G are the features of the batch's local and global views, CL, CG rows of the bank. Keys are detached, so the
+    images are driven by the local view only, and the second mean trains the head alone. Bank rows enter without
+    gradient; the value and all gradients equal the joint form, at half the cost.
+
+    References:
+        Fang et al. 2021 (CMI), IJCAI, released code.
+
+    Args:
+        weight: Factor of the term, >= 0.
+        temperature: T > 0.
+        bank_size: Rows kept, each holding a local and a global feature (2 D floats).
+        num_negatives: Bank rows drawn at each step.
+        head_width: Width of the head's output.
+        learning_rate: Of the head's own Adam (betas .9, .999).
+        local_view: Augmentation that makes the local view.
+    """
+
+    def __init__(
+        self,
+        weight: float = 0.8,
+        temperature: float = 0.1,
+        bank_size: int = 40_960,
+        num_negatives: int = 4096,
+        head_width: int = 256,
+        learning_rate: float = 1e-3,
+        local_view: Augment | None = None,
+    ) -> None:
+        if temperature <= 0:
+            raise ConfigError("synthesizer...contrast.temperature", temperature, "a number > 0")
+        self.weight, self.temperature = weight, temperature
+        self.num_negatives, self.head_width, self.learning_rate = num_negatives, head_width, learning_rate
+        self.local_view: Augment = ResizedCropFlip() if local_view is None else local_view
+        self.bank = Bank(bank_size)
+        self.width = 0
+        self.head: nn.Sequential | None = None
+        self.optimizer: torch.optim.Optimizer | None = None
+
+    def check(self, ensemble: Ensemble) -> None:
+        """Every teacher needs batch norm: the features are the inputs of these layers."""
+        for teacher, layers in zip(ensemble.teachers, ensemble.batch_norm_counts, strict=True):
+            if layers == 0:
+                name = type(teacher.model).__name__
+                raise ConfigError(
+                    "synthesizer...contrast",
+                    f"{self.weight}",
+                    f"null, because client {teacher.client}'s model ({name}) has no batch norm to take features from",
+                )
+
+    def begin(self, width: int, rng: torch.Generator, device: torch.device) -> None:
+        """Make the head at the first batch; it persists while the teachers' features keep their width.
+
+        Other teachers (another round's participants) may bring another width: then head and bank start afresh.
+        """
+        if self.head is not None and self.width != width:
+            self.head, self.bank = None, Bank(self.bank.capacity)
+        if self.head is None:
+            self.width = width
+            self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.head_width))
+            initialize(self.head, rng)
+            self.head.to(device)
+            self.optimizer = torch.optim.Adam(self.head.parameters(), self.learning_rate)
+
+    def __call__(self, local: Features, global_: Features, rng: torch.Generator) -> Float[Tensor, ""]:
+        """`L_cr` of one batch; the gradient reaches the images through `local` only."""
+        batch = len(local)
+        if len(self.bank) == 0:
+            return info_nce(self.embed(local), self.embed(global_).detach(), self.temperature).mean()
+        old_local, old_global = self.bank.draw(self.num_negatives, rng).chunk(2, dim=1)
+        queries = torch.cat([self.embed(local), self.embed(old_local)])
+        with torch.no_grad():
+            keys = torch.cat([self.embed(global_), self.embed(old_global)])
+        c = info_nce(queries, keys, self.temperature)
+        return c[:batch].mean() + c[batch:].mean()
+
+    def embed(self, x: Features) -> Float[Tensor, "batch embedding"]:
+        """`h(x) / ||h(x)||`."""
+        assert self.head is not None, "begin() comes first"
+        return F.normalize(self.head(x), dim=1)
+
+    def step(self) -> None:
+        """One step of the head, with the gradients of the last backward pass."""
+        assert self.optimizer is not None
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def remember(self, local: Features, global_: Features) -> None:
+        """Put the features of the kept images into the bank."""
+        self.bank.add(torch.cat([local, global_], dim=1).detach())

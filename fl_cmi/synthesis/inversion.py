@@ -1,0 +1,165 @@
+"""The inversion loop: from models to one batch of images."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from fl_cmi.augment import Augment, Identity
+from fl_cmi.batchnorm import pooled_inputs
+from fl_cmi.ensemble import Ensemble
+from fl_cmi.synthesis.contrast import Contrast, features
+from fl_cmi.synthesis.source import Source
+from fl_cmi.synthesis.terms import Term, look
+from fl_cmi.types import ConfigError, Shape
+
+__all__ = ["Inversion", "Inverted"]
+
+
+@dataclass(frozen=True)
+class Inverted:
+    """One synthesized batch.
+
+    Args:
+        x: Images in [0, 1], not augmented.
+        y: The labels they were driven to.
+        losses: Each term, unweighted, and `total`, at the kept iterate.
+        teacher_passes: Forward passes of single teachers over the batch.
+    """
+
+    x: Float[Tensor, "batch channels height width"]
+    y: Int[Tensor, " batch"]
+    losses: dict[str, float]
+    teacher_passes: int
+
+
+class Inversion:
+    """Optimize a batch of images so that the teachers are sure of them and their statistics look familiar.
+
+        for it in range(steps):
+            x = source.images();  views;  total = sum_j w_j L_j + w_cr L_cr
+            keep x if total is the lowest so far        (before the step; the views make it a noisy choice)
+            step the source, step the contrast head
+
+    The un-augmented x is kept. Classification, batch-norm and adversarial terms see the global view only.
+
+    References:
+        Fang et al. 2021 (CMI), IJCAI, algorithm of the released code.
+
+    Args:
+        source: What is optimized.
+        terms: Named terms.
+        contrast: The contrastive term, or None.
+        steps: Optimizer steps on one batch.
+        learning_rate: Of Adam on the source.
+        betas: Of Adam on the source.
+        global_view: Augmentation of the global view.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        terms: Mapping[str, Term],
+        contrast: Contrast | None = None,
+        steps: int = 200,
+        learning_rate: float = 1e-3,
+        betas: tuple[float, float] = (0.5, 0.999),
+        global_view: Augment | None = None,
+    ) -> None:
+        if not isinstance(steps, int) or steps < 1:
+            raise ConfigError("synthesizer...steps", steps, "an integer >= 1")
+        self.source = source
+        self.contrast = contrast if contrast is not None and contrast.weight > 0 else None
+        self.terms = {name: term for name, term in terms.items() if term.weight > 0}
+        self.steps, self.learning_rate, self.betas = steps, learning_rate, (betas[0], betas[1])
+        self.global_view: Augment = Identity() if global_view is None else global_view
+
+    def check(self, ensemble: Ensemble) -> None:
+        """Raise ConfigError if the teachers lack what a term needs."""
+        for term in self.terms.values():
+            term.check(ensemble)
+        if self.contrast is not None:
+            self.contrast.check(ensemble)
+
+    def __call__(
+        self,
+        ensemble: Ensemble,
+        student: nn.Module,
+        y: Int[Tensor, " batch"],
+        shape: Shape,
+        rng: torch.Generator,
+    ) -> Inverted:
+        """Synthesize one image for each label.
+
+        The student is used in eval mode and, like the teachers, without gradients for its weights; both are restored.
+
+        Raises:
+            FloatingPointError: If a term is not finite; it names the term and the step.
+        """
+        device = ensemble.num_examples_K.device
+        contrast = self.contrast
+        variables = self.source.begin(shape, len(y), rng, device)
+        optimizer = torch.optim.Adam(variables, self.learning_rate, self.betas)
+        y = y.to(device)
+        with_student = any(term.student for term in self.terms.values())
+        best, kept = float("inf"), None
+        with frozen(student):
+            for step in range(self.steps):
+                x = self.source.images()
+                seen = look(ensemble, student if with_student else None, self.global_view(x, rng), y)
+                losses = {name: term(seen) for name, term in self.terms.items()}
+                total = sum(
+                    (self.terms[name].weight * loss for name, loss in losses.items()), torch.zeros(())
+                )
+                views: tuple[Tensor, Tensor] | None = None
+                if contrast is not None:
+                    # Keys carry no gradient, so the global view's features are detached at once.
+                    global_ = torch.cat([pooled_inputs(inputs) for inputs in seen.seen], dim=1).detach()
+                    local = features(ensemble, contrast.local_view(x, rng))
+                    contrast.begin(local.shape[1], rng, device)
+                    losses["contrast"] = contrast(local, global_, rng)
+                    total = total + contrast.weight * losses["contrast"]
+                    views = local.detach(), global_
+                value = finite(total, losses, step)
+                if value < best:
+                    best, kept = value, (x.detach().clone(), views, losses)
+                optimizer.zero_grad(set_to_none=True)
+                total.backward()
+                optimizer.step()
+                if contrast is not None:
+                    contrast.step()
+        assert kept is not None
+        image, views, losses = kept
+        if contrast is not None and views is not None:
+            contrast.remember(*views)
+        passes = self.steps * len(ensemble) * (1 if contrast is None else 2)
+        return Inverted(image, y, {**{k: v.item() for k, v in losses.items()}, "total": best}, passes)
+
+
+def finite(total: Tensor, losses: Mapping[str, Tensor], step: int) -> float:
+    """The total as a number; an error that names the term at fault if it is not finite."""
+    value = total.item()
+    if value - value != 0:  # inf - inf and NaN - NaN are NaN
+        bad = [name for name, loss in losses.items() if not loss.isfinite()] or ["total"]
+        raise FloatingPointError(f"synthesis step {step}: {', '.join(bad)} is not finite ({value})")
+    return value
+
+
+class frozen:  # noqa: N801 - reads as a verb in `with frozen(student):`
+    """Context: a model in eval mode and without weight gradients; mode and flags are put back afterwards."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __enter__(self) -> None:
+        self.training = {module: module.training for module in self.model.modules()}
+        self.flags = [(p, p.requires_grad) for p in self.model.parameters()]
+        self.model.eval().requires_grad_(False)
+
+    def __exit__(self, *_: object) -> None:
+        for module, mode in self.training.items():
+            module.training = mode
+        for parameter, flag in self.flags:
+            parameter.requires_grad_(flag)

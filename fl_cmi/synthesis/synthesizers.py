@@ -1,0 +1,108 @@
+"""Which teachers are inverted for which labels: all of them jointly, or one client at a time."""
+
+import copy
+from typing import Protocol
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from fl_cmi.bank import Pool
+from fl_cmi.ensemble import Ensemble
+from fl_cmi.synthesis.inversion import Inversion, Inverted
+from fl_cmi.types import Task
+
+__all__ = ["Joint", "PerClient", "Synthesizer"]
+
+
+class Synthesizer(Protocol):
+    """Adds one batch of images to a pool."""
+
+    def check(self, ensemble: Ensemble) -> None:
+        """Raise ConfigError where these teachers lack what the method needs."""
+        ...
+
+    def __call__(
+        self, ensemble: Ensemble, student: nn.Module, pool: Pool, task: Task, rng: torch.Generator
+    ) -> Inverted:
+        """Synthesize, label and store; return the batch."""
+        ...
+
+
+class Joint:
+    """Invert all teachers at once: their combined logits, the mean of their batch-norm terms.
+
+    Labels are uniform over the classes that some client owns (all classes where clients keep their counts), sorted.
+    Under label skew the batch is asked to match statistics that contradict each other; see `PerClient`.
+
+    Args:
+        inversion: Of one batch; its generator and bank persist over batches.
+        batch_size: Images a batch.
+    """
+
+    def __init__(self, inversion: Inversion, batch_size: int = 256) -> None:
+        self.inversion, self.batch_size = inversion, batch_size
+
+    def check(self, ensemble: Ensemble) -> None:
+        """As the inversion's terms."""
+        self.inversion.check(ensemble)
+
+    def __call__(
+        self, ensemble: Ensemble, student: nn.Module, pool: Pool, task: Task, rng: torch.Generator
+    ) -> Inverted:
+        """One batch, labelled by the ensemble."""
+        owned = ensemble.owned_classes
+        classes = torch.arange(task.num_classes) if owned is None else owned.cpu()
+        y = classes[torch.randint(len(classes), (self.batch_size,), generator=rng)].sort().values
+        made = self.inversion(ensemble, student, y, task.shape, rng)
+        pool.add(made.x, made.y, ensemble.label(made.x))
+        return made
+
+
+class PerClient:
+    """Invert one client's model at a time, under its own label mix; then let the whole ensemble label the images.
+
+        c ~ U(owned classes),  k ~ n_k(c) / sum_j n_j(c),  y_i ~ n_k / |n_k|
+        x = argmin  CE(t_k(x), y) + L_bn of client k + ...
+
+    The batch has the label mix that the client's batch-norm statistics were taken under, so the terms do not contradict
+    each other, and a step costs one teacher pass instead of K. Where clients keep their counts, clients take turns at
+    random and labels are uniform.
+
+    Args:
+        inversion: Of one batch; each client gets a copy, with its own generator and bank.
+        batch_size: Images a batch.
+    """
+
+    def __init__(self, inversion: Inversion, batch_size: int = 128) -> None:
+        self.template, self.batch_size = inversion, batch_size
+        self.inversions: dict[int, Inversion] = {}
+
+    def check(self, ensemble: Ensemble) -> None:
+        """As the inversion's terms, for every client."""
+        self.template.check(ensemble)
+
+    def __call__(
+        self, ensemble: Ensemble, student: nn.Module, pool: Pool, task: Task, rng: torch.Generator
+    ) -> Inverted:
+        """One batch of one client, labelled by the ensemble."""
+        k, y = self.draw(ensemble, task.num_classes, rng)
+        client = ensemble.teachers[k].client
+        inversion = self.inversions.setdefault(client, copy.deepcopy(self.template))
+        made = inversion(ensemble.only(k), student, y, task.shape, rng)
+        pool.add(made.x, made.y, ensemble.label(made.x), client)
+        return made
+
+    def draw(
+        self, ensemble: Ensemble, classes: int, rng: torch.Generator
+    ) -> tuple[int, Int[Tensor, " batch"]]:
+        """A teacher's position and the labels of its batch."""
+        counts_KC, owned = ensemble.class_counts_KC, ensemble.owned_classes
+        if counts_KC is None or owned is None:
+            k = int(torch.randint(len(ensemble), (), generator=rng))
+            return k, torch.randint(classes, (self.batch_size,), generator=rng)
+        c = owned.cpu()[torch.randint(len(owned), (), generator=rng)]
+        k = int(torch.multinomial(counts_KC[:, c].cpu().float(), 1, generator=rng))
+        histogram = counts_KC[k].cpu().float()
+        return k, torch.multinomial(histogram, self.batch_size, replacement=True, generator=rng)
+

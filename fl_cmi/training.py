@@ -1,0 +1,148 @@
+"""Local training: what one client does with its own images."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from fl_cmi.augment import Augment, Identity
+from fl_cmi.losses import label_log_prior
+from fl_cmi.types import ConfigError, Images
+
+__all__ = ["LocalTraining", "Schedule", "constant", "cosine", "optimizing"]
+
+MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
+
+
+class Schedule(Protocol):
+    """The learning rate's factor after a given share, in [0, 1), of all steps."""
+
+    def __call__(self, progress: float) -> float: ...
+
+
+def constant(progress: float) -> float:
+    """1 throughout."""
+    return 1.0
+
+
+def cosine(progress: float) -> float:
+    """`(1 + cos(pi p)) / 2`: from 1 to 0."""
+    return (1 + math.cos(math.pi * progress)) / 2
+
+
+def optimizing(optimizer: Optimizer, schedule: Schedule) -> Callable[[float], None]:
+    """A function of the progress that sets the learning rates of `optimizer` by `schedule`."""
+    initial = [group["lr"] for group in optimizer.param_groups]
+
+    def set_rate(progress: float) -> None:
+        for group, rate in zip(optimizer.param_groups, initial, strict=True):
+            group["lr"] = rate * schedule(progress)
+
+    return set_rate
+
+
+class LocalTraining:
+    """Supervised training on a client's images.
+
+        L = CE(f(x) + prior, y) + mu/2 ||w - w_start||^2
+
+    Args:
+        optimizer: Makes the optimizer from the parameters.
+        start: What a client trains in a round: the server's model (`broadcast`), a new one (`scratch`), or the one
+            it trained last (`own`). Whoever runs the client acts on it.
+        schedule: Learning rate over the training.
+        epochs: Passes over the images; exactly one of `epochs` and `steps` is given.
+        steps: Optimizer steps, independent of the number of images.
+        batch_size: Images a step; the last batch of an epoch may be smaller (but see below).
+        augment: Applied to every batch.
+        prior_correction: Adds the log prior of the client's own labels to the logits inside the loss, so that the
+            trained model itself is free of the client's label mix (Menon et al. 2021, arXiv 2007.07314, equation 9).
+
+    A last batch of a single image is left out, because batch norm cannot be trained on it, unless it is the only one.
+
+    References:
+        Li et al. 2020 (FedProx), arXiv 1812.06127, equation 2, for the proximal term.
+    """
+
+    def __init__(
+        self,
+        optimizer: MakeOptimizer,
+        start: Literal["broadcast", "scratch", "own"] = "broadcast",
+        schedule: Schedule = constant,
+        epochs: int | None = None,
+        steps: int | None = None,
+        batch_size: int = 64,
+        augment: Augment | None = None,
+        prior_correction: bool = False,
+    ) -> None:
+        if start not in ("broadcast", "scratch", "own"):
+            raise ConfigError("local.start", start, "one of broadcast, scratch, own")
+        if (epochs is None) == (steps is None):
+            raise ConfigError("local.epochs", epochs, "a number, or null with local.steps given (one of the two)")
+        for name, value in (("epochs", epochs), ("steps", steps), ("batch_size", batch_size)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ConfigError(f"local.{name}", value, "an integer >= 1")
+        self.optimizer, self.schedule, self.batch_size = optimizer, schedule, batch_size
+        self.start: Literal["broadcast", "scratch", "own"] = start
+        self.epochs, self.steps = epochs, steps
+        self.augment = Identity() if augment is None else augment
+        self.prior_correction = prior_correction
+
+    def __call__(
+        self,
+        model: nn.Module,
+        images: Images,
+        rng: torch.Generator,
+        device: torch.device,
+        proximal_mu: float = 0.0,
+    ) -> dict[str, float]:
+        """Train `model` in place.
+
+        Args:
+            model: On `device`; comes back in the mode it was in.
+            images: The client's training set, at least one image.
+            rng: Order of the images and augmentation.
+            device: Where to train.
+            proximal_mu: FedProx's mu >= 0.
+
+        Returns:
+            `loss` and `accuracy` averaged over the last epoch (or as many images), and `steps`.
+        """
+        if len(images) == 0:
+            raise ValueError("a client without images cannot train")
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        start = [p.detach().clone() for p in parameters] if proximal_mu else []
+        optimizer = self.optimizer(parameters)
+        set_rate = optimizing(optimizer, self.schedule)
+        prior = label_log_prior(images.class_counts()).to(device) if self.prior_correction else 0.0
+        # A batch of one image has no variance; with two images or more such a remainder is skipped.
+        batches_per_epoch = max(1, len(images) // self.batch_size + (len(images) % self.batch_size > 1))
+        steps = self.steps or (self.epochs or 1) * batches_per_epoch
+        was_training = model.training
+        model.train(len(images) > 1)
+        losses, hits, seen = 0.0, 0, 0
+        order: tuple[Tensor, ...] = ()
+        for step in range(steps):
+            at = step % batches_per_epoch
+            if at == 0:
+                order = torch.randperm(len(images), generator=rng).split(self.batch_size)
+                losses, hits, seen = 0.0, 0, 0
+            x, y = images.pixels(order[at]).to(device), images.y[order[at]].to(device)
+            logits = model(self.augment(x, rng))
+            loss = F.cross_entropy(logits + prior, y)
+            if proximal_mu:
+                distance = sum((p - q).square().sum() for p, q in zip(parameters, start, strict=True))
+                loss = loss + proximal_mu / 2 * distance
+            set_rate(step / steps)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            losses += loss.item() * len(y)
+            hits += int(((logits + prior).argmax(dim=1) == y).sum())
+            seen += len(y)
+        model.train(was_training)
+        return {"loss": losses / seen, "accuracy": hits / seen, "steps": float(steps)}

@@ -1,0 +1,23 @@
+"""Shared by all tests: shapes and types of every fl_cmi function are checked at run time, on one thread."""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import install_import_hook
+
+ROOT = Path(__file__).parents[1]
+
+# Left out: the hook wraps classes from the outside, and a class under `@ray.remote` is none any more.
+UNCHECKED = {"fl_cmi.flower.ray_grid"}
+
+# Each module by its own name, because a package's name would take in all that is below it.
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "fl_cmi").rglob("*.py")
+    if path.name != "__init__.py"
+}
+
+# Before the first import of fl_cmi; worker processes run unchecked.
+install_import_hook(sorted(MODULES - UNCHECKED), "typechecker.checked")
+
+torch.set_num_threads(1)

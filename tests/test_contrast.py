@@ -1,0 +1,142 @@
+"""The contrastive term: its head, its bank, and whom its gradient reaches."""
+
+import pytest
+import reference
+import torch
+from tiny import COUNTS, SHAPE, WIDTH, contrast, ensemble, head_of, inversion, network, pixels, rng, rows
+from torch import Tensor
+
+from fl_cmi.batchnorm import observe
+from fl_cmi.models.lenet import LeNet
+from fl_cmi.synthesis.contrast import Contrast, features
+from fl_cmi.synthesis.terms import OneHot
+from fl_cmi.types import ConfigError
+
+CPU = torch.device("cpu")
+Y = torch.tensor([0, 0, 1, 1, 3, 3])
+
+
+def double_contrast(old: int, weight: float = 0.8) -> Contrast:
+    """A head in double precision and a bank with `old` rows, all of which are drawn."""
+    made = Contrast(weight=weight, temperature=0.3, bank_size=50, num_negatives=50, head_width=3)
+    made.begin(WIDTH, rng(8), CPU)
+    assert made.head is not None
+    made.head.double()
+    if old:
+        made.remember(rows(old, seed=1), rows(old, seed=2))
+    return made
+
+
+def drawn(made: Contrast, old: int) -> tuple[Tensor, Tensor]:
+    """The bank rows in the order in which a stream like `rng(0)` draws them."""
+    if not old:
+        return rows(0, seed=0), rows(0, seed=0)
+    local, global_ = made.bank.draw(made.num_negatives, rng(0)).chunk(2, dim=1)
+    return local, global_
+
+
+@pytest.mark.parametrize("old", [0, 4])
+def test_split_head_equals_the_joint_form_in_value_and_gradients(old: int) -> None:
+    made = double_contrast(old)
+    local, global_ = rows(3, seed=3).requires_grad_(), rows(3, seed=4).requires_grad_()
+    head = head_of(made)
+    found = made(local, global_, rng(0))
+    expected = reference.contrast(local, global_, head, 0.3, *drawn(made, old))
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-6)
+    wanted = (local, *head)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, wanted), torch.autograd.grad(expected, wanted), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=0.0, atol=1e-6)
+        assert ours.abs().sum() > 0
+
+
+@pytest.mark.parametrize("old", [0, 4])
+def test_global_features_get_exactly_no_gradient(old: int) -> None:
+    local, global_ = rows(3, seed=3).requires_grad_(), rows(3, seed=4).requires_grad_()
+    found = double_contrast(old)(local, global_, rng(0))
+    gradient = torch.autograd.grad(found, global_, allow_unused=True)[0]
+    assert gradient is None or not gradient.any()
+
+
+def test_bank_rows_give_no_gradient_to_the_images_they_came_from() -> None:
+    made = double_contrast(0)
+    earlier = rows(4, seed=1).requires_grad_()
+    made.remember(earlier * 2, earlier * 3)
+    found = made(rows(3, seed=3).requires_grad_(), rows(3, seed=4), rng(0))
+    assert torch.autograd.grad(found, earlier, allow_unused=True)[0] is None
+
+
+def test_the_second_mean_trains_the_head_alone() -> None:
+    made = double_contrast(4)
+    local, global_ = rows(3, seed=3).requires_grad_(), rows(3, seed=4)
+    old_local, old_global = drawn(made, 4)
+    head = head_of(made)
+    first = torch.autograd.grad(made(local, global_, rng(0)), local)[0]
+    queries = torch.stack([reference.embed(head, row) for row in [*local, *old_local]])
+    keys = torch.stack([reference.embed(head, row) for row in [*global_, *old_global]]).detach()
+    new = torch.stack(reference.info_nce(queries, keys, 0.3)[:3]).mean()
+    torch.testing.assert_close(torch.autograd.grad(new, local)[0], first, rtol=0.0, atol=1e-6)
+
+
+def test_gradient_of_the_contrast_equals_finite_differences() -> None:
+    made, global_ = double_contrast(4), rows(3, seed=4)
+    assert torch.autograd.gradcheck(lambda x: made(x, global_, rng(0)), [rows(3, seed=3).requires_grad_()])
+
+
+def test_contrast_of_matching_views_is_lower() -> None:
+    made, features_ = double_contrast(4), 3 * rows(5, seed=3)
+    assert made(features_, features_, rng(0)) < made(features_, features_.flip(0), rng(0))
+
+
+def test_embeddings_have_length_one() -> None:
+    torch.testing.assert_close(double_contrast(0).embed(rows(5, seed=3)).norm(dim=1), torch.ones(5).double())
+
+
+def test_head_persists_and_comes_from_the_stream() -> None:
+    made = contrast()
+    made.begin(WIDTH, rng(1), CPU)
+    head = made.head
+    made.remember(torch.zeros(2, WIDTH), torch.zeros(2, WIDTH))
+    made.begin(WIDTH, rng(2), CPU)
+    assert made.head is head
+    assert len(made.bank) == 2
+    other = contrast()
+    other.begin(WIDTH, rng(1), CPU)
+    assert all(torch.equal(a, b) for a, b in zip(head_of(made), head_of(other), strict=True))
+
+
+def test_another_number_of_clients_starts_the_contrast_afresh() -> None:
+    loop, student = inversion(contrastive=contrast()), network(9)
+    loop(ensemble(), student, Y, SHAPE, rng())
+    loop(ensemble(COUNTS[:2]), student, Y, SHAPE, rng(1))
+    assert loop.contrast is not None
+    assert len(loop.contrast.bank) == len(Y)
+
+
+def test_contrast_needs_batch_norm_in_every_teacher() -> None:
+    team = ensemble(make=lambda k: LeNet(SHAPE, 4, (0.5,), (0.25,)))
+    with pytest.raises(ConfigError, match=r"contrast.*client 0's model \(LeNet\)"):
+        inversion(terms={"oh": OneHot()}, contrastive=contrast()).check(team)
+    inversion(terms={"oh": OneHot()}, contrastive=contrast(weight=0.0)).check(team)
+
+
+def test_features_stand_side_by_side() -> None:
+    team, x = ensemble(), pixels(3)
+    found = features(team, x)
+    inputs = []
+    for model in team.models:
+        with observe(model) as seen:
+            model(x)
+        inputs += list(seen.values())
+    expected = torch.tensor(reference.pooled(inputs))
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-5)
+    assert found.shape == (3, 3 * (2 + 4 + 8))
+
+
+def test_bank_memory_of_a_run() -> None:
+    made, team = contrast(bank_size=20), ensemble()
+    inversion(steps=1, contrastive=made)(team, network(9), Y, SHAPE, rng())
+    width = 3 * (2 + 4 + 8)
+    assert made.bank.num_bytes == 20 * 2 * width * 4
+    assert len(made.bank) == len(Y)

@@ -1,0 +1,216 @@
+"""Distillation: what the student is asked to reproduce, and how it is taught."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import reference
+import torch
+from tiny import CLASSES, ensemble, network, pixels, rng
+from torch import Tensor, nn
+
+from fl_cmi.augment import CropFlip
+from fl_cmi.bank import Pool, PoolBatch
+from fl_cmi.distillation.distiller import Distiller
+from fl_cmi.distillation.targets import Cached, Fresh
+from fl_cmi.training import cosine
+from fl_cmi.types import ConfigError
+
+SGD = partial(torch.optim.SGD, lr=0.1)
+WHOLE = (0.0, 1.0)
+
+
+def batch_of(number: int = 6, seed: int = 0) -> PoolBatch:
+    labels = (2 * torch.randn(number, CLASSES, generator=rng(seed))).log_softmax(dim=1)
+    y = torch.randint(CLASSES, (number,), generator=rng(seed + 1))
+    return PoolBatch(pixels(number, seed), y, labels, torch.full((number,), -1), torch.arange(number))
+
+
+def pool_of(number: int = 24, seed: int = 0) -> Pool:
+    pool, batch = Pool(), batch_of(number, seed)
+    pool.add(batch.x, batch.y, batch.labels)
+    return pool
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+# Targets
+
+
+def test_fresh_targets_are_the_ensembles_logits_for_what_the_student_sees() -> None:
+    team, batch = ensemble(), batch_of()
+    seen = CropFlip(2)(batch.x, rng(1)).requires_grad_()
+    found = Fresh()(team, batch, seen)
+    torch.testing.assert_close(found, team(seen).detach())
+    assert not torch.equal(found, team(batch.x))
+    assert not found.requires_grad
+
+
+@pytest.mark.parametrize(("sharpen", "mix"), [(1.0, 0.0), (4.0, 0.5), (2.0, 0.25), (0.5, 1.0)])
+def test_cached_targets_equal_the_loops(sharpen: float, mix: float) -> None:
+    batch = batch_of()
+    expected = [
+        reference.cached_target(row, label, sharpen, mix)
+        for row, label in zip(batch.labels.double().tolist(), batch.y.tolist(), strict=True)
+    ]
+    found = Cached(sharpen, mix)(ensemble(), batch, batch.x).exp()
+    torch.testing.assert_close(found, torch.tensor(expected), rtol=0.0, atol=1e-6)
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(6))
+
+
+def test_cached_targets_unsharpened_and_unmixed_are_the_labels_themselves() -> None:
+    batch = batch_of()
+    torch.testing.assert_close(Cached(1.0, 0.0)(ensemble(), batch, batch.x), batch.labels)
+
+
+def test_cached_targets_fully_mixed_are_one_hot() -> None:
+    batch = batch_of()
+    found = Cached(4.0, 1.0)(ensemble(), batch, batch.x)
+    one_hot = torch.nn.functional.one_hot(batch.y, CLASSES).float()
+    torch.testing.assert_close(found.exp(), one_hot, rtol=0.0, atol=1e-6)
+    assert found.isfinite().all()
+
+
+def test_sharpening_makes_sure_and_keeps_the_order() -> None:
+    batch = batch_of()
+    plain, sharp = (Cached(s, 0.0)(ensemble(), batch, batch.x).exp() for s in (1.0, 4.0))
+    assert (sharp.max(dim=1).values > plain.max(dim=1).values).all()
+    assert torch.equal(sharp.argsort(dim=1), plain.argsort(dim=1))
+
+
+def test_cached_targets_take_no_teacher_pass_and_fresh_ones_one_each() -> None:
+    team, batch, passes = ensemble(), batch_of(), []
+    handles = [model.register_forward_hook(lambda *_: passes.append(1)) for model in team.models]
+    Cached()(team, batch, batch.x)
+    assert not passes
+    Fresh()(team, batch, batch.x)
+    assert len(passes) == 3
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"sharpen": 0}, "sharpen=0"), ({"mix": 1.1}, "mix=1.1"), ({"mix": -1}, "mix=-1")],
+)
+def test_targets_out_of_range_are_named(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Cached(**arguments)
+
+
+# Lessons
+
+
+@pytest.mark.parametrize("temperature", [1.0, 20.0])
+def test_the_loss_equals_the_loops(temperature: float) -> None:
+    """A rate of 0 and two steps: the loss is the mean over two known batches of the pool."""
+    team, student, pool = ensemble(), network(9), pool_of()
+    distiller = Distiller(partial(torch.optim.SGD, lr=0.0), temperature=temperature, batch_size=5)
+    found = distiller.begin(student)(team, pool, 2, WHOLE, rng(1))
+    draws, expected = rng(1), 0.0
+    for _ in range(2):
+        x = pool.draw(5, draws).x
+        with torch.no_grad():
+            target, own = team(x).double(), student.train()(x).double()
+        expected += reference.kl_divergence(target, own, temperature).item() / 2
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_teacher_sees_the_augmented_image_that_the_student_sees() -> None:
+    seen: list[Tensor] = []
+    student, team = network(9), ensemble()
+    handles = [
+        m.register_forward_pre_hook(lambda _, args: seen.append(args[0])) for m in (student, team.models[0])
+    ]
+    Distiller(SGD, batch_size=4, augment=CropFlip(3)).begin(student)(team, pool_of(), 1, WHOLE, rng())
+    for handle in handles:
+        handle.remove()
+    assert len(seen) == 2
+    assert torch.equal(seen[0], seen[1])
+
+
+def test_a_lesson_leaves_the_ensemble_and_the_pool_alone() -> None:
+    team, pool = ensemble(), pool_of()
+    before, images = state_of(team), pool.pixels.clone()
+    Distiller(SGD, batch_size=8).begin(student := network(9))(team, pool, 5, WHOLE, rng())
+    assert equal(state_of(team), before)
+    assert torch.equal(pool.pixels, images)
+    assert all(p.grad is None and not p.requires_grad for p in team.parameters())
+    assert not any(module.training for module in team.modules())
+    assert not equal(state_of(student), state_of(network(9)))
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_the_student_is_taught_in_train_mode_and_put_back(mode: bool) -> None:
+    student, modes = network(9).train(mode), []
+    handle = student.register_forward_hook(lambda module, *_: modes.append(module.training))
+    Distiller(SGD, batch_size=8).begin(student)(ensemble(), pool_of(), 3, WHOLE, rng())
+    handle.remove()
+    assert modes == [True] * 3
+    assert student.training is mode
+
+
+def test_the_rate_goes_on_from_lesson_to_lesson() -> None:
+    rates: list[float] = []
+
+    class Spy(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    lesson = Distiller(partial(Spy, lr=0.4), cosine, batch_size=4).begin(network(9))
+    for share in ((0.0, 0.5), (0.5, 1.0)):
+        lesson(ensemble(), pool_of(), 2, share, rng())
+    assert rates == pytest.approx([0.4 * cosine(p) for p in (0.0, 0.25, 0.5, 0.75)])
+
+
+def test_momentum_lives_on_from_lesson_to_lesson() -> None:
+    student = network(9)
+    lesson = Distiller(partial(torch.optim.SGD, lr=0.1, momentum=0.9), batch_size=4).begin(student)
+    lesson(ensemble(), pool_of(), 1, WHOLE, rng())
+    assert all("momentum_buffer" in lesson.optimizer.state[p] for p in student.parameters())
+
+
+def test_teaching_brings_the_student_closer() -> None:
+    team, student, pool = ensemble(), network(9), pool_of(64)
+    lesson = Distiller(partial(torch.optim.Adam, lr=0.01), temperature=2.0, batch_size=32).begin(student)
+    first = lesson(ensemble=team, pool=pool, steps=1, progress=WHOLE, rng=rng())
+    lesson(team, pool, 60, WHOLE, rng(1))
+    assert lesson(team, pool, 1, WHOLE, rng()) < 0.5 * first
+
+
+def test_the_same_stream_teaches_the_same() -> None:
+    def taught(seed: int) -> dict[str, Tensor]:
+        student = network(9)
+        Distiller(SGD, batch_size=8, augment=CropFlip(1)).begin(student)(
+            ensemble(), pool_of(), 4, WHOLE, rng(seed)
+        )
+        return state_of(student)
+
+    assert equal(taught(1), taught(1))
+    assert not equal(taught(1), taught(2))
+
+
+def test_a_loss_that_is_not_finite_is_an_error() -> None:
+    lesson = Distiller(partial(torch.optim.SGD, lr=1e30), batch_size=8).begin(network(9))
+    with pytest.raises(FloatingPointError, match="distillation step"):
+        lesson(ensemble(), pool_of(), 20, WHOLE, rng())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"temperature": 0}, "temperature=0"),
+        ({"batch_size": 1}, "batch_size=1"),
+        ({"batch_size": 2.5}, "2.5"),
+    ],
+)
+def test_distiller_out_of_range_is_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Distiller(SGD, **arguments)

@@ -1,0 +1,61 @@
+"""Flower's own engine against the local backend, and against its ways to hang."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import fake_side
+import pytest
+from by_hand import NUM_CLIENTS, PARTITION, ask, comparable, rounds_of
+from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
+from flwr.serverapp import Grid
+
+from fl_cmi.flower.backend import Backend
+from fl_cmi.flower.flower_backend import FlowerBackend
+from fl_cmi.flower.local_backend import LocalBackend
+from fl_cmi.flower.participation import ClientFailure, Participation
+
+pytestmark = pytest.mark.slow
+
+
+def test_answers_as_local_does(tmp_path: Path) -> None:
+    def clients(backend: Backend, faults: dict[str, Any]) -> list[list[tuple[Any, ...]]]:
+        rounds = []
+        replied: list[int] = []
+
+        def serve(grid: Grid) -> None:
+            view = Participation(
+                grid, num_clients=NUM_CLIENTS, clients_per_round=3, seed=1, on_reply=replied.append
+            )
+            rounds.extend(rounds_of(view, 3, faults))
+
+        backend.run(json.dumps({"start": "own"}), PARTITION, NUM_CLIENTS, serve, fake_side.app)
+        assert len(replied) == 9
+        return [[comparable(reply) for reply in replies] for replies in rounds]
+
+    faults = {"die_once": {"0": str(tmp_path / "died")}}
+    distant = clients(FlowerBackend(client_resources={"num_cpus": 0.5}), faults)
+    assert (tmp_path / "died").exists()
+    assert distant == clients(LocalBackend(), {})
+
+
+def test_ends_in_time_when_a_client_hangs() -> None:
+    def serve(grid: Grid) -> None:
+        view = Participation(grid, num_clients=NUM_CLIENTS, seed=0)
+        rounds_of(view)
+        rounds_of(view, faults={"hang": [1], "seconds": 600}, timeout=3)
+
+    start = time.monotonic()
+    with pytest.raises(ClientFailure, match=r"^client 1 failed in round 2: no reply within 3 s$"):
+        FlowerBackend().run("{}", PARTITION, NUM_CLIENTS, serve, fake_side.app)
+    assert time.monotonic() - start < 120
+
+
+def test_says_so_when_the_engine_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise OSError("as told")
+
+    monkeypatch.setattr(RayBackend, "build", broken)
+    with pytest.raises(RuntimeError, match="Ending simulation"):
+        ask(FlowerBackend())
