@@ -5,7 +5,7 @@ A configuration is a plain, resolved dictionary here; between processes it trave
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,20 +18,16 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fl_cmi.data.dataset import Dataset
-from fl_cmi.ensemble import Combine, Ensemble
-from fl_cmi.evaluate import accuracy, predict
 from fl_cmi.models.initialize import initialize
 from fl_cmi.partition import Partition
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
 from fl_cmi.rng import numpy_stream, stream
-from fl_cmi.training import LocalTraining
-from fl_cmi.types import ConfigError, Images, State, Task, Teacher, Update
+from fl_cmi.sides import ClientSide, ServerSide
+from fl_cmi.types import ConfigError, Task
 
 __all__ = [
-    "ClientSide",
     "Config",
-    "ServerSide",
     "build",
     "check",
     "client_side",
@@ -188,31 +184,6 @@ class Clients:
         return cls(nodes, task(data), config["seed"])
 
 
-@dataclass(frozen=True)
-class ClientSide:
-    """What a worker process needs to run any client.
-
-    Args:
-        train: The whole training set, from which a client takes its part.
-        build: Client id -> its model before the first round.
-        local: Local training.
-        start: Where it begins: `broadcast` (the server's model), `scratch`, or `own` (the client's last one).
-        seed: Of the run.
-        device: Where to train.
-        share_label_counts: Whether clients tell how many images of each class they have.
-        num_threads: Threads of one client.
-    """
-
-    train: Images
-    build: Callable[[int], nn.Module]
-    local: LocalTraining
-    start: str
-    seed: int
-    device: torch.device
-    share_label_counts: bool
-    num_threads: int
-
-
 @functools.lru_cache(maxsize=1)
 def client_side(config_json: str) -> ClientSide:
     """Build a worker's side, once per process."""
@@ -229,63 +200,6 @@ def client_side(config_json: str) -> ClientSide:
         config["share_label_counts"],
         config["client_threads"],
     )
-
-
-@dataclass(frozen=True)
-class ServerSide:
-    """What the server needs of the run beyond the method's own parameters.
-
-    Args:
-        task: What the models have to fit.
-        test: Test images, for reporting only.
-        student: Makes the initial global model.
-        build: Client id -> its model before the first round.
-        num_architectures: Number of client ids after which architectures repeat.
-        share_label_counts: Whether updates carry label counts.
-        seed: Of the run.
-        device: Where to synthesize and distil.
-        progress: Shows phases.
-        log: Writes `metrics.jsonl`.
-    """
-
-    task: Task
-    test: Images
-    student: Callable[[], nn.Module]
-    build: Callable[[int], nn.Module]
-    num_architectures: int
-    share_label_counts: bool
-    seed: int
-    device: torch.device
-    progress: Progress
-    log: MetricsLog
-
-    def teacher(self, update: Update) -> Teacher:
-        """Rebuild a client's network from what it sent."""
-        model = self.build(update.client)
-        model.load_state_dict(update.state)
-        return Teacher(update.client, update.num_examples, update.class_counts, model)
-
-    def untrained_ensemble(self, combine: Combine) -> Ensemble:
-        """Teachers of the clients' architectures, to find out early what a method would miss."""
-        counts = torch.zeros(self.task.num_classes, dtype=torch.int64) if self.share_label_counts else None
-        ensemble = Ensemble([Teacher(k, 1, counts, self.build(k)) for k in range(self.num_architectures)], combine)
-        ensemble.label(torch.zeros(2, *self.task.shape))
-        return ensemble
-
-    def average(self, updates: Sequence[Update]) -> State | None:
-        """`sum_k n_k w_k / sum_k n_k` over parameters and buffers; None where architectures differ."""
-        shapes = [{name: value.shape for name, value in update.state.items()} for update in updates]
-        if any(other != shapes[0] for other in shapes):
-            return None
-        total = sum(update.num_examples for update in updates)
-        return {
-            name: sum(u.state[name].double() * (u.num_examples / total) for u in updates).to(value.dtype)  # type: ignore[union-attr]
-            for name, value in updates[0].state.items()
-        }
-
-    def test_accuracy(self, model: nn.Module) -> float:
-        """Share of test images that `model` gets right, in [0, 1]."""
-        return accuracy(predict(model, self.test, self.device), self.test)
 
 
 def server_side(config: Config, data: Dataset, progress: Progress, log: MetricsLog) -> ServerSide:

@@ -56,14 +56,24 @@ def by_num_examples(logits_KBC: Logits, ensemble: "Ensemble") -> Combined:
     return torch.einsum("k,kbc->bc", weight_K, logits_KBC)
 
 
-def by_class_counts(logits_KBC: Logits, ensemble: "Ensemble") -> Combined:
-    """`P_c ~ sum_k W_kc softmax(t_k)_c` with `W_kc = n_k(c) / sum_j n_j(c)`, renormalized over classes.
+def by_class_counts(logits_KBC: Logits, ensemble: "Ensemble", saturation: float = math.inf) -> Combined:
+    """`P_c ~ sum_k W_kc softmax(t_k)_c` with `W_kc ~ n_k(c) / (1 + n_k(c) / s)`, renormalized over clients and classes.
 
     Each class is judged by those who own it; a class without owner has probability 0 (log -inf is avoided by a floor,
     for those classes only). Computed on logarithms, so that the gradient does not vanish where the owners are sure of
     another class. Needs label counts.
+
+    Args:
+        logits_KBC: Of each teacher.
+        ensemble: The teachers.
+        saturation: s > 0, in images: beyond some s of them more images of a class give no more say in it. Infinite
+            (the field's rule): by counts. Teachers trained with the prior-corrected loss want it small, for their
+            logits are free of their label mix already.
     """
+    if not saturation > 0:
+        raise ConfigError("combine.saturation", saturation, "a number of images > 0")
     counts_KC = ensemble.require_class_counts("combine=by_class_counts").to(logits_KBC)
+    counts_KC = counts_KC / (1 + counts_KC / saturation)
     owned_C = counts_KC.sum(dim=0) > 0
     # Where nobody owns the class, all weights are -inf, and the gradient of logsumexp would be NaN.
     log_weight_KC = torch.where(owned_C, (counts_KC / counts_KC.sum(dim=0)).log(), 0.0)

@@ -27,7 +27,6 @@ from safetensors.torch import save_file
 from fl_cmi.bank import Pool
 from fl_cmi.compose import (
     Config,
-    ServerSide,
     build,
     check,
     config_folder,
@@ -50,6 +49,7 @@ from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
 from fl_cmi.report.summary import commit, digest, versions, write_json
 from fl_cmi.report.table import print_summary
+from fl_cmi.sides import ServerSide
 from fl_cmi.types import ConfigError
 
 __all__ = ["main", "run"]

@@ -15,6 +15,7 @@ from fl_cmi.flower.backend import Backend
 from fl_cmi.flower.flower_backend import FlowerBackend
 from fl_cmi.flower.local_backend import LocalBackend
 from fl_cmi.flower.participation import ClientFailure, Participation
+from fl_cmi.report.progress import Progress
 
 pytestmark = pytest.mark.slow
 
@@ -22,16 +23,22 @@ pytestmark = pytest.mark.slow
 def test_answers_as_local_does(tmp_path: Path) -> None:
     def clients(backend: Backend, faults: dict[str, Any]) -> list[list[tuple[Any, ...]]]:
         rounds = []
-        replied: list[int] = []
+        progress = Progress(quiet=True)
+        shown = []
 
         def serve(grid: Grid) -> None:
             view = Participation(
-                grid, num_clients=NUM_CLIENTS, clients_per_round=3, seed=1, on_reply=replied.append
+                grid,
+                num_clients=NUM_CLIENTS,
+                clients_per_round=3,
+                seed=1,
+                exchanging=lambda clients: progress.phase("local", clients),
+                observer=lambda _, updates: shown.extend(updates),
             )
             rounds.extend(rounds_of(view, 3, faults))
 
         backend.run(json.dumps({"start": "own"}), PARTITION, NUM_CLIENTS, serve, fake_side.app)
-        assert len(replied) == 9
+        assert len(shown) == 9
         return [[comparable(reply) for reply in replies] for replies in rounds]
 
     faults = {"die_once": {"0": str(tmp_path / "died")}}

@@ -2,7 +2,8 @@
 
 import pickle
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import fake_side
@@ -15,6 +16,7 @@ from flwr.serverapp.strategy import FedAvg
 from fl_cmi.flower.local_backend import LocalGrid
 from fl_cmi.flower.participation import ClientFailure, Failure, Participation
 from fl_cmi.flower.records import content_bytes, to_record, unpack_updates
+from fl_cmi.report.progress import Phase, Progress
 from fl_cmi.types import ConfigError
 
 
@@ -92,13 +94,20 @@ def test_flowers_fedavg_trains_exactly_the_rounds_clients() -> None:
 
 
 def test_replies_are_sorted_and_reported_whatever_their_order() -> None:
-    replied: list[int] = []
+    progress, shown = Progress(quiet=True), []
+
+    @contextmanager
+    def exchanging(clients: int) -> Iterator[Phase]:
+        with progress.phase("local", total=clients) as phase:
+            shown.append(phase)
+            yield phase
+
     foreign = ForeignGrid(NUM_CLIENTS, 1)
-    grid = Participation(foreign, num_clients=NUM_CLIENTS, seed=0, on_reply=replied.append)
+    grid = Participation(foreign, num_clients=NUM_CLIENTS, seed=0, exchanging=exchanging)
     nodes = list(grid.get_node_ids())
     replies = grid.send_and_receive(train_messages(reversed(nodes)))
     assert [reply.metadata.src_node_id for reply in replies] == nodes
-    assert sorted(replied) == [0, 1, 2, 3]
+    assert [(phase.completed, phase.total) for phase in shown] == [(NUM_CLIENTS, NUM_CLIENTS)]
 
 
 def test_bytes_are_counted_both_ways() -> None:

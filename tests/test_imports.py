@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "fl_cmi"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("simulate", "__main__", "flower.app"),
     ("flower",),
-    ("compose", "flower.records"),
+    ("compose", "sides", "flower.records"),
     ("synthesis", "distillation", "training", "evaluate", "report"),
     ("ensemble",),
     ("losses", "batchnorm", "augment", "bank", "partition", "data", "models"),

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from fl_cmi.augment import Augment, Identity
@@ -27,6 +28,10 @@ class Distiller:
         batch_size: Images a step.
         targets: What the student reproduces.
         augment: Applied to each batch before the student (and a fresh teacher) sees it.
+        mixup: Share of the batches, in [0, 1], whose images are blended with another image of the batch, by a factor
+            ~ U(0, 1) each; the ensemble labels the blends. They fill the space between the clients' classes, on
+            which no client alone has an opinion (after Zhang et al. 2018, arXiv 1710.09412; labels by the teacher as
+            in Beyer et al. 2022, arXiv 2106.05237).
     """
 
     def __init__(
@@ -37,11 +42,15 @@ class Distiller:
         batch_size: int = 128,
         targets: Targets | None = None,
         augment: Augment | None = None,
+        mixup: float = 0.0,
     ) -> None:
         if temperature <= 0:
             raise ConfigError("distiller.temperature", temperature, "a number > 0")
         if not isinstance(batch_size, int) or batch_size < 2:
             raise ConfigError("distiller.batch_size", batch_size, "an integer >= 2 (batch norm needs two images)")
+        if not 0 <= mixup <= 1:
+            raise ConfigError("distiller.mixup", mixup, "a share in [0, 1]")
+        self.mixup = mixup
         self.make_optimizer, self.schedule, self.temperature = optimizer, schedule, temperature
         self.batch_size = batch_size
         self.targets: Targets = Fresh() if targets is None else targets
@@ -82,8 +91,14 @@ class Lesson:
         losses = []
         for step in range(steps):
             batch = pool.draw(d.batch_size, rng)
-            x = d.augment(batch.x.to(device), rng)
-            loss = kl_divergence(d.targets(ensemble, batch, x), self.student(x), d.temperature)
+            x, labels = batch.x, batch.labels.to(device)
+            aims = F.one_hot(batch.y, labels.shape[1]).float()
+            mixed = d.mixup > 0 and bool(torch.rand((), generator=rng) < d.mixup)
+            if mixed:
+                x, aims = blend(x, aims, rng)
+            x = d.augment(x.to(device), rng)
+            targets = d.targets(ensemble, x, None if mixed else labels, aims.to(device))
+            loss = kl_divergence(targets, self.student(x), d.temperature)
             self.set_rate(progress[0] + (progress[1] - progress[0]) * step / steps)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -93,3 +108,11 @@ class Lesson:
                 raise FloatingPointError(f"distillation step {step}: the loss is not finite ({losses[-1]})")
         self.student.train(was_training)
         return sum(losses) / len(losses) if losses else 0.0
+
+
+def blend(x: Tensor, aims: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """`l x_i + (1 - l) x_j` with j from a permutation of the batch and l ~ U(0, 1) per image; labels likewise."""
+    other = torch.randperm(len(x), generator=rng)
+    share = torch.rand(len(x), 1, generator=rng)
+    wide = share[:, :, None, None]
+    return wide * x + (1 - wide) * x[other], share * aims + (1 - share) * aims[other]

@@ -1,24 +1,33 @@
-"""What the student is asked to reproduce for a batch of the pool."""
+"""What the student is asked to reproduce."""
 
 from typing import Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
-from fl_cmi.bank import PoolBatch
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.types import ConfigError
 
-__all__ = ["Cached", "Fresh", "Targets"]
+__all__ = ["Fresh", "Sharpened", "Targets"]
 
 
 class Targets(Protocol):
-    """Target logits (B, C) for a batch of the pool, given the images as the student will see them."""
+    """Target logits (B, C) for a batch of images as the student will see them.
+
+    Args:
+        ensemble: The teachers.
+        seen: The images, augmented and perhaps mixed.
+        labels: Log-probabilities that the pool has cached, or None where mixing made them void.
+        aims: One-hot labels that the images were inverted for, mixed as the images are.
+    """
 
     def __call__(
-        self, ensemble: Ensemble, batch: PoolBatch, seen: Float[Tensor, "batch channels height width"]
+        self,
+        ensemble: Ensemble,
+        seen: Float[Tensor, "batch channels height width"],
+        labels: Float[Tensor, "batch classes"] | None,
+        aims: Float[Tensor, "batch classes"],
     ) -> Float[Tensor, "batch classes"]: ...
 
 
@@ -27,19 +36,24 @@ class Fresh:
 
     @torch.no_grad()
     def __call__(
-        self, ensemble: Ensemble, batch: PoolBatch, seen: Float[Tensor, "batch channels height width"]
+        self,
+        ensemble: Ensemble,
+        seen: Float[Tensor, "batch channels height width"],
+        labels: Float[Tensor, "batch classes"] | None,
+        aims: Float[Tensor, "batch classes"],
     ) -> Float[Tensor, "batch classes"]:
         """Combined logits of `seen`."""
         return ensemble(seen)
 
 
-class Cached:
-    """The labels that the pool has cached, sharpened and mixed with the label that the image was inverted for.
+class Sharpened:
+    """The ensemble's probabilities P, sharpened and mixed with the label that the image was inverted for.
 
         q = (1 - m) P^s / sum_c P_c^s + m onehot(y)
 
     An ensemble of skewed clients is right but unsure (mean top probability about .4): flat targets teach slowly, and
-    the inverted label is right where the ensemble is split. No teacher pass.
+    the inverted label is right where the ensemble is split. P comes from the pool's cache where it can; only mixed
+    images cost a pass of every teacher.
 
     Args:
         sharpen: s > 0; 1 leaves P as it is.
@@ -54,10 +68,13 @@ class Cached:
         self.sharpen, self.mix = sharpen, mix
 
     def __call__(
-        self, ensemble: Ensemble, batch: PoolBatch, seen: Float[Tensor, "batch channels height width"]
+        self,
+        ensemble: Ensemble,
+        seen: Float[Tensor, "batch channels height width"],
+        labels: Float[Tensor, "batch classes"] | None,
+        aims: Float[Tensor, "batch classes"],
     ) -> Float[Tensor, "batch classes"]:
-        """`log q`, on the device of `seen`."""
-        labels = batch.labels.to(seen.device)
+        """`log q`."""
+        labels = ensemble.label(seen) if labels is None else labels
         sharp = (self.sharpen * labels).softmax(dim=1)
-        hard = F.one_hot(batch.y.to(seen.device), labels.shape[1]).to(sharp)
-        return ((1 - self.mix) * sharp + self.mix * hard).clamp(min=1e-12).log()
+        return ((1 - self.mix) * sharp + self.mix * aims).clamp(min=1e-12).log()

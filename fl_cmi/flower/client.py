@@ -14,10 +14,11 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from fl_cmi.compose import ClientSide, client_side
+from fl_cmi.compose import client_side
 from fl_cmi.flower.records import ARRAYS, METRICS, from_record, pack_update, to_record
 from fl_cmi.partition import Partition
 from fl_cmi.rng import stream
+from fl_cmi.sides import ClientSide
 from fl_cmi.types import Images, State, Update
 
 __all__ = ["MakeSide", "client_app", "handle_query", "handle_train"]

@@ -7,6 +7,7 @@ by partition id.
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from flwr.supercore.run import Run
 
 from fl_cmi.flower.grid import LiveGrid
 from fl_cmi.flower.records import content_bytes, partition_id, unpack_updates
+from fl_cmi.report.progress import Phase
 from fl_cmi.rng import numpy_stream
 from fl_cmi.types import ConfigError, Update
 
@@ -76,8 +78,8 @@ class Participation(Grid):
         seed: Of the run; the draw of a round depends on nothing else.
         on_client_failure: `fail` or `drop`. A reply with an error, or none at all, is a failure.
         observer: Called with each round's good updates, before the strategy sees them.
-        on_reply: Called with the partition id of each reply, good or not, as it comes (on a foreign grid,
-            when all are there).
+        exchanging: Shows an exchange with so many clients: it advances with each reply, good or not, as it
+            comes (on a foreign grid, when all are there).
         start_timeout: Seconds to wait for the clients at the start.
 
     Attributes:
@@ -95,7 +97,7 @@ class Participation(Grid):
         clients_per_round: int | None = None,
         on_client_failure: OnFailure = "fail",
         observer: Observer | None = None,
-        on_reply: Callable[[int], None] | None = None,
+        exchanging: Callable[[int], AbstractContextManager[Phase]] | None = None,
         start_timeout: float = 300.0,
     ) -> None:
         size = num_clients if clients_per_round is None else clients_per_round
@@ -105,7 +107,7 @@ class Participation(Grid):
         if on_client_failure not in ("fail", "drop"):
             raise ConfigError("on_client_failure", on_client_failure, "fail or drop")
         self._grid, self._num_clients, self._size, self._seed = grid, num_clients, size, seed
-        self._on_client_failure, self._observer, self._on_reply = on_client_failure, observer, on_reply
+        self._on_client_failure, self._observer, self._exchanging = on_client_failure, observer, exchanging
         self._clients = _partition_ids(grid, num_clients, start_timeout)
         self._nodes = {client: node for node, client in self._clients.items()}
         self._rounds_done = 0
@@ -198,19 +200,21 @@ class Participation(Grid):
         return self._clients[reply.metadata.src_node_id]
 
     def _exchange(self, messages: list[Message], timeout: float | None) -> list[Message]:
-        """All replies, each reported once."""
-
-        def report(reply: Message) -> None:
-            if self._on_reply is not None:
-                self._on_reply(self._sender(reply))
-
-        if isinstance(self._grid, LiveGrid):
-            self._grid.on_reply = report
+        """All replies, each shown once."""
+        if self._exchanging is None:
             return list(self._grid.send_and_receive(messages, timeout=timeout))
-        replies = list(self._grid.send_and_receive(messages, timeout=timeout))
-        for reply in replies:
-            report(reply)
-        return replies
+        with self._exchanging(len(messages)) as phase:
+
+            def show(reply: Message) -> None:
+                phase.advance(note=f"client {self._sender(reply)}")
+
+            if isinstance(self._grid, LiveGrid):
+                self._grid.on_reply = show
+                return list(self._grid.send_and_receive(messages, timeout=timeout))
+            replies = list(self._grid.send_and_receive(messages, timeout=timeout))
+            for reply in replies:
+                show(reply)
+            return replies
 
 
 def _partition_ids(grid: Grid, num_clients: int, timeout: float) -> Mapping[int, int]:

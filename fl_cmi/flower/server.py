@@ -1,15 +1,16 @@
 """The server's half of a run: Flower's own rounds on a grid, the global model scored after each."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fl_cmi.compose import Config, ServerSide
+from fl_cmi.compose import Config
 from fl_cmi.flower.participation import Participation
 from fl_cmi.flower.records import from_record, to_record
+from fl_cmi.sides import ServerSide
 from fl_cmi.types import State, Update
 
 __all__ = ["Outcome", "serve"]
@@ -67,6 +68,7 @@ def serve(grid: Grid, strategy: Strategy, side: ServerSide, config: Config, thre
         seed=config["seed"],
         on_client_failure=config["on_client_failure"],
         observer=observe,
+        exchanging=lambda clients: side.progress.phase("local", total=clients),
     )
     strategy.start(
         grid=view,
@@ -77,5 +79,5 @@ def serve(grid: Grid, strategy: Strategy, side: ServerSide, config: Config, thre
         evaluate_fn=score,
     )
     outcome.bytes_up, outcome.bytes_down = view.bytes_up, view.bytes_down
-    outcome.failures = list(view.failures)
+    outcome.failures = [asdict(failure) for failure in view.failures]
     return outcome

@@ -8,12 +8,12 @@ from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
 from fl_cmi.bank import Pool
-from fl_cmi.compose import ServerSide
 from fl_cmi.distillation.distiller import Distiller
 from fl_cmi.distillation.transfer import GrowPool, transfer
 from fl_cmi.ensemble import Combine, Ensemble
 from fl_cmi.flower.records import to_record, unpack_updates
 from fl_cmi.synthesis.synthesizers import Synthesizer
+from fl_cmi.sides import ServerSide
 from fl_cmi.types import ConfigError, State, Update
 
 __all__ = ["FedCmi"]
