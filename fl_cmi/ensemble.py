@@ -148,7 +148,7 @@ class Ensemble(nn.Module):
     def require_class_counts(self, who: str) -> Int[Tensor, "teachers classes"]:
         """The label counts, or an error that names who needs them."""
         if self.class_counts_KC is None:
-            raise ConfigError("share_label_counts", "false", f"true, because {who} needs label counts")
+            raise ConfigError("share_label_counts", "false", f"true, because {who} needs label counts (combine=mean_probs does not)")
         return self.class_counts_KC
 
     def only(self, k: int) -> "Ensemble":

@@ -63,7 +63,7 @@ def entropy(probabilities: Sequence[float]) -> float:
     return -sum(p * math.log(p) for p in probabilities if p > 0)
 
 
-def label_log_prior(counts: Sequence[int], smoothing: float) -> list[float]:
+def label_log_prior(counts: Sequence[float], smoothing: float) -> list[float]:
     """`ln( (n_c + s) / (N + s C) )`."""
     return [math.log((n + smoothing) / (sum(counts) + smoothing * len(counts))) for n in counts]
 
@@ -132,7 +132,7 @@ def pooled(inputs: Sequence[Tensor]) -> list[list[float]]:
 
 
 def combined(
-    rule: str, logits: Tensor, counts: Sequence[Sequence[int]], sizes: Sequence[int]
+    rule: str, logits: Tensor, counts: Sequence[Sequence[float]], sizes: Sequence[int]
 ) -> list[list[float]]:
     """Combined logits, or log-probabilities where the rule averages those, for each sample."""
     teachers, batch, classes = logits.shape
@@ -163,7 +163,7 @@ def combined(
     return rows
 
 
-def cached_target(log_p: Sequence[float], label: int, sharpen: float, mix: float) -> list[float]:
+def sharpened_target(log_p: Sequence[float], label: int, sharpen: float, mix: float) -> list[float]:
     """`(1 - m) P^s / sum_c P_c^s + m onehot(y)`."""
     powers = [math.exp(v) ** sharpen for v in log_p]
     return [(1 - mix) * v / sum(powers) + mix * (c == label) for c, v in enumerate(powers)]

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fl_cmi.augment import CropFlip
 from fl_cmi.bank import Pool, PoolBatch
-from fl_cmi.distillation.distiller import Distiller
-from fl_cmi.distillation.targets import Cached, Fresh
+from fl_cmi.distillation.distiller import Distiller, blend
+from fl_cmi.distillation.targets import Fresh, Sharpened
 from fl_cmi.training import cosine
 from fl_cmi.types import ConfigError
 
@@ -43,54 +43,77 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 # Targets
 
 
+def aims_of(batch: PoolBatch) -> Tensor:
+    return torch.nn.functional.one_hot(batch.y, CLASSES).float()
+
+
+def sharpened(batch: PoolBatch, sharpen: float, mix: float) -> Tensor:
+    return Sharpened(sharpen, mix)(ensemble(), batch.x, batch.labels, aims_of(batch))
+
+
 def test_fresh_targets_are_the_ensembles_logits_for_what_the_student_sees() -> None:
     team, batch = ensemble(), batch_of()
     seen = CropFlip(2)(batch.x, rng(1)).requires_grad_()
-    found = Fresh()(team, batch, seen)
+    found = Fresh()(team, seen, batch.labels, aims_of(batch))
     torch.testing.assert_close(found, team(seen).detach())
     assert not torch.equal(found, team(batch.x))
     assert not found.requires_grad
 
 
 @pytest.mark.parametrize(("sharpen", "mix"), [(1.0, 0.0), (4.0, 0.5), (2.0, 0.25), (0.5, 1.0)])
-def test_cached_targets_equal_the_loops(sharpen: float, mix: float) -> None:
+def test_sharpened_targets_equal_the_loops(sharpen: float, mix: float) -> None:
     batch = batch_of()
     expected = [
-        reference.cached_target(row, label, sharpen, mix)
+        reference.sharpened_target(row, label, sharpen, mix)
         for row, label in zip(batch.labels.double().tolist(), batch.y.tolist(), strict=True)
     ]
-    found = Cached(sharpen, mix)(ensemble(), batch, batch.x).exp()
+    found = sharpened(batch, sharpen, mix).exp()
     torch.testing.assert_close(found, torch.tensor(expected), rtol=0.0, atol=1e-6)
     torch.testing.assert_close(found.sum(dim=1), torch.ones(6))
 
 
-def test_cached_targets_unsharpened_and_unmixed_are_the_labels_themselves() -> None:
+def test_targets_unsharpened_and_unmixed_are_the_labels_themselves() -> None:
     batch = batch_of()
-    torch.testing.assert_close(Cached(1.0, 0.0)(ensemble(), batch, batch.x), batch.labels)
+    torch.testing.assert_close(sharpened(batch, 1.0, 0.0), batch.labels)
 
 
-def test_cached_targets_fully_mixed_are_one_hot() -> None:
+def test_targets_fully_mixed_are_the_aims() -> None:
     batch = batch_of()
-    found = Cached(4.0, 1.0)(ensemble(), batch, batch.x)
-    one_hot = torch.nn.functional.one_hot(batch.y, CLASSES).float()
-    torch.testing.assert_close(found.exp(), one_hot, rtol=0.0, atol=1e-6)
+    found = sharpened(batch, 4.0, 1.0)
+    torch.testing.assert_close(found.exp(), aims_of(batch), rtol=0.0, atol=1e-6)
     assert found.isfinite().all()
+
+
+def test_blended_aims_stay_in_proportion() -> None:
+    aims = torch.tensor([[0.25, 0.75, 0.0, 0.0]])
+    found = Sharpened(4.0, 1.0)(ensemble(), pixels(1), None, aims)
+    torch.testing.assert_close(found.exp(), aims, rtol=0.0, atol=1e-6)
 
 
 def test_sharpening_makes_sure_and_keeps_the_order() -> None:
     batch = batch_of()
-    plain, sharp = (Cached(s, 0.0)(ensemble(), batch, batch.x).exp() for s in (1.0, 4.0))
+    plain, sharp = (sharpened(batch, s, 0.0).exp() for s in (1.0, 4.0))
     assert (sharp.max(dim=1).values > plain.max(dim=1).values).all()
     assert torch.equal(sharp.argsort(dim=1), plain.argsort(dim=1))
 
 
-def test_cached_targets_take_no_teacher_pass_and_fresh_ones_one_each() -> None:
+def test_targets_without_labels_ask_the_ensemble_about_what_the_student_sees() -> None:
+    team, batch = ensemble(), batch_of()
+    found = Sharpened(1.0, 0.0)(team, batch.x, None, aims_of(batch))
+    torch.testing.assert_close(found, team.label(batch.x))
+    assert not torch.allclose(found, batch.labels)
+
+
+def test_labels_in_the_cache_cost_no_teacher_pass() -> None:
     team, batch, passes = ensemble(), batch_of(), []
     handles = [model.register_forward_hook(lambda *_: passes.append(1)) for model in team.models]
-    Cached()(team, batch, batch.x)
+    aims = aims_of(batch)
+    Sharpened()(team, batch.x, batch.labels, aims)
     assert not passes
-    Fresh()(team, batch, batch.x)
+    Sharpened()(team, batch.x, None, aims)
     assert len(passes) == 3
+    Fresh()(team, batch.x, batch.labels, aims)
+    assert len(passes) == 6
     for handle in handles:
         handle.remove()
 
@@ -101,7 +124,41 @@ def test_cached_targets_take_no_teacher_pass_and_fresh_ones_one_each() -> None:
 )
 def test_targets_out_of_range_are_named(arguments: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Cached(**arguments)
+        Sharpened(**arguments)
+
+
+# Mixup
+
+
+def test_blending_equals_the_loop() -> None:
+    batch = batch_of(5)
+    x, aims = blend(batch.x, aims_of(batch), rng(3))
+    draws = rng(3)
+    other, share = torch.randperm(5, generator=draws).tolist(), torch.rand(5, 1, generator=draws)
+    for i in range(5):
+        weight = share[i].item()
+        expected = weight * batch.x[i] + (1 - weight) * batch.x[other[i]]
+        torch.testing.assert_close(x[i], expected)
+        for c in range(CLASSES):
+            aim = weight * (batch.y[i] == c) + (1 - weight) * (batch.y[other[i]] == c)
+            assert aims[i, c].item() == pytest.approx(aim.item(), abs=1e-6)
+    torch.testing.assert_close(aims.sum(dim=1), torch.ones(5))
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.5, 1.0])
+def test_mixed_batches_alone_lose_their_cached_labels(mixup: float) -> None:
+    calls: list[tuple[bool, bool]] = []
+
+    class Spy(Sharpened):
+        def __call__(self, ensemble: Any, seen: Tensor, labels: Tensor | None, aims: Tensor) -> Tensor:
+            calls.append((labels is None, bool((aims.max(dim=1).values < 1).any())))
+            return super().__call__(ensemble, seen, labels, aims)
+
+    distiller = Distiller(SGD, batch_size=8, targets=Spy(), mixup=mixup)
+    distiller.begin(network(9))(ensemble(), pool_of(), 40, WHOLE, rng())
+    assert all(unlabelled == mixed for unlabelled, mixed in calls)
+    mixed = sum(unlabelled for unlabelled, _ in calls)
+    assert mixed == 40 * mixup if mixup in (0.0, 1.0) else 10 <= mixed <= 30
 
 
 # Lessons
@@ -209,6 +266,8 @@ def test_a_loss_that_is_not_finite_is_an_error() -> None:
         ({"temperature": 0}, "temperature=0"),
         ({"batch_size": 1}, "batch_size=1"),
         ({"batch_size": 2.5}, "2.5"),
+        ({"mixup": -0.1}, "mixup=-0.1"),
+        ({"mixup": 1.5}, "mixup=1.5"),
     ],
 )
 def test_distiller_out_of_range_is_named(arguments: dict[str, Any], message: str) -> None:

@@ -104,6 +104,31 @@ def test_equal_counts_make_by_class_counts_the_mean() -> None:
     torch.testing.assert_close(by_class_counts(logits, team), mean_probs(logits, team), rtol=0.0, atol=1e-6)
 
 
+@pytest.mark.parametrize("saturation", [math.inf, 20.0, 0.5])
+def test_saturated_counts_equal_the_loops(saturation: float) -> None:
+    """`n / (1 + n / s)` in place of n; with infinite s, the counts themselves."""
+    weights = [[n / (1 + n / saturation) for n in row] for row in OWNED]
+    logits = teacher_logits()
+    expected = torch.tensor(reference.combined("by_class_counts", logits, weights, [1, 1, 1]))
+    found = by_class_counts(logits, ensemble(OWNED), saturation)
+    torch.testing.assert_close(found, expected.double(), rtol=0.0, atol=1e-6)
+    plain = by_class_counts(logits, ensemble(OWNED))
+    assert torch.equal(found, plain) is (saturation == math.inf)
+
+
+def test_little_saturation_makes_all_owners_equal() -> None:
+    logits = teacher_logits()
+    equal = [[int(n > 0) for n in row] for row in COUNTS]
+    found = by_class_counts(logits, ensemble(COUNTS), 1e-6)
+    torch.testing.assert_close(found, by_class_counts(logits, ensemble(equal)), rtol=0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("saturation", [0, -1.0, math.nan])
+def test_saturation_out_of_range_is_named(saturation: float) -> None:
+    with pytest.raises(ConfigError, match="combine.saturation"):
+        by_class_counts(teacher_logits(), ensemble(), saturation)
+
+
 @pytest.mark.parametrize("rule", [by_class_counts, prior_corrected_logits])
 def test_counts_that_clients_keep_are_asked_for_by_name(rule: Combine) -> None:
     team = ensemble((None, (1, 1, 1, 1)), rule)

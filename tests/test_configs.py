@@ -1,0 +1,157 @@
+"""Every YAML file composes, and what it describes can be built."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra.utils import get_class, get_method
+from tiny import rng
+
+from fl_cmi.compose import Clients, build, compose_config, config_folder, dataset, make_model, server_side, task
+from fl_cmi.distillation.distiller import Distiller
+from fl_cmi.ensemble import Ensemble
+from fl_cmi.partition import Partition
+from fl_cmi.report.metrics import MetricsLog
+from fl_cmi.report.progress import Progress
+from fl_cmi.training import LocalTraining
+from fl_cmi.types import Teacher
+
+EMBEDDED = {"digits", "synthetic"}
+
+GROUPS = {
+    "data",
+    "partition",
+    "model",
+    "teachers",
+    "local",
+    "combine",
+    "synthesizer",
+    "distiller",
+    "strategy",
+    "backend",
+    "experiment",
+}
+
+
+def names(group: str) -> list[str]:
+    return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+
+
+def composed(group: str, name: str, *more: str) -> dict[str, Any]:
+    """The configuration with this choice, on made-up data unless the choice is the data."""
+    data = [] if group in ("data", "experiment") else ["data=synthetic"]
+    return compose_config([*data, f"{group}={name}", *more])
+
+
+def test_the_groups_are_those_that_are_documented() -> None:
+    assert {path.name for path in config_folder().iterdir() if path.is_dir()} == GROUPS
+    assert all(names(group) for group in GROUPS)
+
+
+@pytest.mark.parametrize("name", names("data"))
+def test_data(name: str) -> None:
+    config = composed("data", name)
+    assert callable(get_method(config["data"]["_target_"]))
+    assert {"root", "download"} <= config["data"].keys()
+    assert not config["data"]["download"], "downloads only when asked"
+    assert build(config["augment"], "augment")(torch.rand(2, 1, 8, 8), rng()).shape == (2, 1, 8, 8)
+    if name in EMBEDDED:
+        data = dataset(config)
+        assert len(data.train) > len(data.test) > 0
+
+
+@pytest.mark.parametrize("name", names("partition"))
+def test_partition(name: str) -> None:
+    config = composed("partition", name)
+    procedure = build(config["partition"], "partition")
+    assert callable(procedure)
+    if name in ("dense_cifar10", "fixed_counts", "quantity_explicit"):
+        clients, per_class = 5, 5000 if name == "dense_cifar10" else 140
+    else:
+        clients, per_class = (10 if name == "feddf" else 5), 200
+    labels = np.repeat(np.arange(10), per_class).astype(np.int64)
+    found = procedure(labels, clients, np.random.default_rng(0))
+    assert isinstance(found, Partition)
+    assert found.num_clients == clients
+
+
+@pytest.mark.parametrize("name", names("model"))
+def test_model(name: str) -> None:
+    config = composed("model", name)
+    model = make_model(config["model"], task(dataset(config)), 0)
+    assert model(torch.rand(2, 1, 8, 8)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("name", names("teachers"))
+def test_teachers(name: str) -> None:
+    config = composed("teachers", name)
+    clients = Clients.of(config, dataset(config))
+    for client in range(len(clients.nodes)):
+        assert clients(client).eval()(torch.rand(2, 1, 8, 8)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("name", names("local"))
+def test_local(name: str) -> None:
+    local = build(composed("local", name)["local"], "local")
+    assert isinstance(local, LocalTraining)
+    assert local.start == "broadcast"
+
+
+@pytest.mark.parametrize("name", names("combine"))
+def test_combine(name: str) -> None:
+    config = composed("combine", name)
+    combine = build(config["combine"], "combine")
+    clients = Clients.of(config, dataset(config))
+    counts = torch.tensor([3, 2, 1, 0])
+    team = Ensemble([Teacher(k, 6, counts, clients(k)) for k in range(2)], combine)
+    assert team(torch.rand(3, 1, 8, 8)).shape == (3, 4)
+
+
+@pytest.mark.parametrize("name", names("synthesizer"))
+def test_synthesizer(name: str) -> None:
+    made = build(composed("synthesizer", name)["synthesizer"], "synthesizer")
+    assert callable(made)
+    assert made.batch_size > 1
+
+
+@pytest.mark.parametrize("name", names("distiller"))
+def test_distiller(name: str) -> None:
+    made = build(composed("distiller", name)["distiller"], "distiller")
+    assert isinstance(made, Distiller)
+    made.begin(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("name", names("strategy"))
+def test_strategy(name: str, tmp_path: Path) -> None:
+    config = composed("strategy", name)
+    made = build(config["strategy"], "strategy")
+    if callable(made):
+        log = MetricsLog(tmp_path / "metrics.jsonl")
+        made = made(side=server_side(config, dataset(config), Progress(quiet=True), log))
+    # Who takes part is `Participation`'s to say, so the strategy has to take everyone it sees.
+    assert made.fraction_train == 1.0
+    assert made.fraction_evaluate == 0.0
+    assert made.min_train_nodes == made.min_available_nodes == 1
+
+
+@pytest.mark.parametrize("name", names("backend"))
+def test_backend(name: str) -> None:
+    assert callable(build(composed("backend", name)["backend"], "backend").run)
+
+
+@pytest.mark.parametrize("name", names("experiment"))
+def test_experiment(name: str) -> None:
+    composed("experiment", name)
+    header = (config_folder() / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
+    assert f"python -m fl_cmi.simulate experiment={name}" in header, "presets tell their command"
+
+
+@pytest.mark.parametrize("path", sorted(config_folder().rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_target_exists(path: Path) -> None:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        for part in line.split("_target_:")[1:]:
+            target = part.split("#")[0].split(",")[0].strip(" }")
+            get = get_class if target.rsplit(".", 1)[-1][0].isupper() else get_method
+            assert callable(get(target))

@@ -1,0 +1,216 @@
+"""Whole runs on made-up data: the run folder, repeatability, rounds, strategies and failing clients."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+import fl_cmi.flower.client
+from fl_cmi.compose import compose_config
+from fl_cmi.flower.participation import ClientFailure
+from fl_cmi.report.metrics import MetricsLog
+from fl_cmi.report.summary import digest
+from fl_cmi.simulate import run
+from fl_cmi.types import ConfigError, Images
+
+TINY = (
+    "data=synthetic",
+    "partition.alpha=1.0",
+    "model.width=4",
+    "local.epochs=2",
+    "synthesizer.batch_size=16",
+    "server_threads=1",
+)
+SCHEDULE = "strategy.schedule={epochs:2,batches:1,steps:4,evaluate_every:1}"
+
+
+def simulate(folder: Path, *overrides: str, backend: str = "local") -> dict[str, Any]:
+    return run(compose_config([*TINY, SCHEDULE, f"backend={backend}", *overrides]), folder)
+
+
+def average(folder: Path, strategy: str, *overrides: str) -> dict[str, Any]:
+    """A run of one of Flower's strategies, which have no schedule."""
+    return run(compose_config([*TINY, "backend=local", f"strategy={strategy}", *overrides]), folder)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """One run, looked at by several tests."""
+    folder = tmp_path_factory.mktemp("done") / "run"
+    return folder, simulate(folder)
+
+
+def test_the_folder_holds_what_was_promised(done: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = done
+    promised = {
+        "metrics.jsonl",
+        "summary.json",
+        "synthetic.png",
+        "curves.png",
+        "partition.png",
+        "student.safetensors",
+        "report.html",
+    }
+    assert promised <= {path.name for path in folder.iterdir()}
+    assert all((folder / name).stat().st_size for name in promised)
+    assert (folder / "partition.png").read_bytes().startswith(b"\x89PNG")
+    events = {row["event"] for row in MetricsLog.read(folder / "metrics.jsonl")}
+    assert {"partition", "ensemble", "synthesis", "distillation", "evaluate", "round", "summary"} <= events
+
+
+def test_the_summary_keeps_its_contract(done: tuple[Path, dict[str, Any]]) -> None:
+    folder, returned = done
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert summary == json.loads(json.dumps(returned))
+    keys = {"student", "ensemble", "average", "clients", "gap", "digest", "seconds", "bytes", "partition", "seed"}
+    more = {"commit", "versions", "disclosed", "failures", "strategy", "rounds", "config"}
+    assert keys | more <= summary.keys()
+    student, ensemble = summary["student"], summary["ensemble"]
+    accuracies = [student["accuracy_last"], student["accuracy_best"], ensemble["accuracy"]]
+    accuracies += [summary["average"]["accuracy"], *(client["accuracy"] for client in summary["clients"])]
+    assert all(0 <= accuracy <= 1 for accuracy in accuracies)
+    assert student["round_best"] == 1
+    assert summary["gap"] == pytest.approx(ensemble["accuracy"] - student["accuracy_last"])
+    assert [client["client"] for client in summary["clients"]] == list(range(5))
+    assert sum(client["num_examples"] for client in summary["clients"]) == 400
+    assert {client["architecture"] for client in summary["clients"]} == {"ConvNet"}
+    phases = {"setup", "local", "synthesis", "distillation", "evaluation", "total"}
+    assert phases <= summary["seconds"].keys()
+    assert all(summary["seconds"][phase] > 0 for phase in phases)
+    assert summary["bytes"]["up"] > 0
+    assert summary["bytes"]["down"] > 0
+    assert summary["partition"]["name"] == "dirichlet_class"
+    assert len(summary["partition"]["hash"]) == len(summary["digest"]) == 64
+    assert summary["seed"] == 0
+    assert summary["failures"] == []
+    assert any(line.startswith("label counts") for line in summary["disclosed"])
+    assert any("batch-norm" in line for line in summary["disclosed"])
+
+
+def test_the_digest_is_the_saved_students(done: tuple[Path, dict[str, Any]]) -> None:
+    folder, summary = done
+    assert digest(load_file(folder / "student.safetensors")) == summary["digest"]
+
+
+def test_a_run_is_repeatable_and_the_seed_counts(done: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    again, other = simulate(tmp_path / "a"), simulate(tmp_path / "b", "seed=1")
+    assert again["digest"] == done[1]["digest"]
+    assert again["partition"]["hash"] == done[1]["partition"]["hash"]
+    assert other["digest"] != done[1]["digest"]
+
+
+def test_rounds_with_some_of_the_clients(tmp_path: Path) -> None:
+    summary = simulate(tmp_path, "rounds=2", "clients_per_round=3")
+    assert summary["rounds"] == 2
+    assert len(summary["clients"]) == 3
+    assert summary["student"]["round_best"] in (1, 2)
+    log = MetricsLog.read(tmp_path / "metrics.jsonl")
+    assert [row["clients"] for row in log if row["event"] == "ensemble"] == [3, 3]
+    assert [row["round"] for row in log if row["event"] == "round"] == [1, 2]
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "fedavgm", "fedadam"])
+def test_flowers_strategies_run(strategy: str, tmp_path: Path) -> None:
+    summary = average(tmp_path, strategy, "rounds=2")
+    assert summary["strategy"].lower() == strategy
+    assert not (tmp_path / "synthetic.png").exists()
+    if strategy == "fedavg":  # the global model is the clients' average
+        assert summary["average"]["accuracy"] == summary["student"]["accuracy_last"]
+
+
+def test_clients_may_keep_their_label_counts(tmp_path: Path) -> None:
+    summary = simulate(tmp_path, "share_label_counts=false", "combine=mean_logits")
+    assert not any("label counts" in line for line in summary["disclosed"])
+
+
+def test_rules_that_need_counts_are_refused_without_them(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="share_label_counts"):
+        simulate(tmp_path / "run", "share_label_counts=false")
+    assert not (tmp_path / "run").exists()
+
+
+def test_infinite_settings_survive_the_summary(tmp_path: Path) -> None:
+    assert simulate(tmp_path, "combine.saturation=.inf")["digest"]
+    assert (tmp_path / "report.html").exists()
+
+
+def test_mixed_architectures_have_no_average(tmp_path: Path) -> None:
+    summary = simulate(tmp_path, "teachers=mixed", "local.start=scratch", "local.epochs=1", "num_clients=4")
+    assert summary["average"]["accuracy"] is None
+    assert [client["architecture"] for client in summary["clients"]] == [
+        "ConvNet",
+        "ResNet",
+        "WideResNet",
+        "ConvNet",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (("teachers=mixed", SCHEDULE), "local.start"),
+        (("teachers=mixed", SCHEDULE, "local.start=own", "strategy.student_start=average"), "student_start"),
+        (("teachers=mixed", "local.start=scratch", "strategy=fedavg"), "strategy"),
+        ((SCHEDULE, "strategy.student_start=nowhere"), "strategy.student_start"),
+    ],
+)
+def test_architectures_that_do_not_go_together_are_refused(
+    overrides: tuple[str, ...], key: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=key):
+        run(compose_config([*TINY, "backend=local", *overrides]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_where_a_rounds_student_begins_and_whether_images_last(tmp_path: Path) -> None:
+    digests, sizes = set(), {}
+    for start, keep in (("previous", "false"), ("previous", "true"), ("average", "false"), ("scratch", "false")):
+        folder = tmp_path / f"{start}-{keep}"
+        choices = (f"strategy.student_start={start}", f"strategy.keep_pool={keep}")
+        digests.add(simulate(folder, "rounds=2", *choices)["digest"])
+        log = MetricsLog.read(folder / "metrics.jsonl")
+        sizes[start, keep] = [row["pool"] for row in log if row["event"] == "synthesis"]
+    assert len(digests) == 4
+    assert sizes["previous", "true"] == [16, 32, 48, 64]
+    assert sizes["previous", "false"] == [16, 32, 16, 32]
+
+
+@pytest.fixture
+def client_2_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its images are damaged."""
+    images = fl_cmi.flower.client.client_images
+
+    def damaged(side: Any, partition: Any, client: int) -> Images:
+        if client == 2:
+            raise OSError("disk is damaged")
+        return images(side, partition, client)
+
+    monkeypatch.setattr(fl_cmi.flower.client, "client_images", damaged)
+
+
+@pytest.mark.usefixtures("client_2_raises")
+def test_a_client_that_raises_ends_the_run_by_default(tmp_path: Path) -> None:
+    with pytest.raises(ClientFailure, match=r"client 2 failed in round 1: .*disk is damaged"):
+        simulate(tmp_path)
+    assert not (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.usefixtures("client_2_raises")
+def test_a_client_that_raises_is_dropped_and_named(tmp_path: Path) -> None:
+    summary = simulate(tmp_path, "on_client_failure=drop")
+    assert [(failure["round"], failure["client"]) for failure in summary["failures"]] == [(1, 2)]
+    assert "disk is damaged" in summary["failures"][0]["reason"]
+    assert [client["client"] for client in summary["clients"]] == [0, 1, 3, 4]
+    assert "disk is damaged" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", [(), ("rounds=2", "clients_per_round=3", "local.start=own")])
+def test_all_backends_give_the_same_student_bit_by_bit(overrides: tuple[str, ...], tmp_path: Path) -> None:
+    digests = {
+        backend: simulate(tmp_path / backend, *overrides, backend=backend)["digest"]
+        for backend in ("local", "ray", "flower")
+    }
+    assert len(set(digests.values())) == 1, digests
