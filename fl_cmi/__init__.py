@@ -1,3 +1,8 @@
 """Federated learning with data-free knowledge distillation by contrastive model inversion."""
 
-__version__ = "0.1.0"
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("fl_cmi")
+except PackageNotFoundError:  # a source tree that is on the path but not installed
+    __version__ = "unknown"

@@ -18,7 +18,9 @@ Batch = Float[Tensor, "batch channels height width"]
 class Augment(Protocol):
     """Maps a batch in [0, 1] to a randomly changed one of the same shape."""
 
-    def __call__(self, x: Batch, rng: torch.Generator) -> Batch: ...
+    def __call__(self, x: Batch, rng: torch.Generator) -> Batch:
+        """The changed batch."""
+        ...
 
 
 class Identity:

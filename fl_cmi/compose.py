@@ -5,7 +5,8 @@ A configuration is a plain, resolved dictionary here; between processes it trave
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ __all__ = [
     "compose_config",
     "config_folder",
     "dataset",
+    "fitting",
     "make_partition",
     "pick_device",
     "plain_config",
@@ -81,6 +83,20 @@ def build(node: Any, key: str, **late: Any) -> Any:
         raise
 
 
+@contextmanager
+def fitting(node: Any, key: str) -> Iterator[None]:
+    """Inside, a TypeError is about the arguments in `node`, a partial one that is being completed.
+
+    Raises:
+        ConfigError: Naming `key` instead of the TypeError.
+    """
+    try:
+        yield
+    except TypeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(key, node.get("_target_"), f"other arguments: {reason}") from error
+
+
 def check(config: Config) -> None:
     """Raise ConfigError for a top-level value out of range."""
 
@@ -98,7 +114,8 @@ def check(config: Config) -> None:
     integer("server_threads", 1, optional=True)
     integer("client_threads", 1)
     if (config["clients_per_round"] or 1) > config["num_clients"]:
-        raise ConfigError("clients_per_round", config["clients_per_round"], f"at most {config['num_clients']} clients")
+        most = f"at most {config['num_clients']} clients"
+        raise ConfigError("clients_per_round", config["clients_per_round"], most)
     if config["on_client_failure"] not in ("fail", "drop"):
         raise ConfigError("on_client_failure", config["on_client_failure"], "fail or drop")
     if not isinstance(config["share_label_counts"], bool):
@@ -136,10 +153,12 @@ def dataset(config: Config) -> Dataset:
 def make_partition(config: Config, data: Dataset) -> Partition:
     """Deal the training images to the clients, by the run's own stream."""
     if config["num_clients"] > len(data.train):
-        raise ConfigError("num_clients", config["num_clients"], f"at most the {len(data.train)} training images")
+        most = f"at most the {len(data.train)} training images"
+        raise ConfigError("num_clients", config["num_clients"], most)
     rng = numpy_stream(config["seed"], "partition")
     procedure = build(config["partition"], "partition")
-    found = procedure(data.train.y.numpy(), config["num_clients"], rng)
+    with fitting(config["partition"], "partition"):
+        found = procedure(data.train.y.numpy(), config["num_clients"], rng)
     assert isinstance(found, Partition)
     return found
 
@@ -152,7 +171,9 @@ def task(data: Dataset) -> Task:
 def make_model(node: Config, what: Task, seed: int) -> nn.Module:
     """A model with the initial weights that its architecture has in every client of this run."""
     make = build(node, "model")
-    model = make(shape=what.shape, num_classes=what.num_classes, mean=what.mean, std=what.std)
+    with fitting(node, "model"):
+        model = make(shape=what.shape, num_classes=what.num_classes, mean=what.mean, std=what.std)
+    assert isinstance(model, nn.Module)
     initialize(model, stream(seed, "model"))
     return model
 

@@ -37,7 +37,9 @@ class Combine(Protocol):
     Rules that average probabilities return their logarithm: softmax gives the probabilities back.
     """
 
-    def __call__(self, logits_KBC: Logits, ensemble: "Ensemble") -> Combined: ...
+    def __call__(self, logits_KBC: Logits, ensemble: "Ensemble") -> Combined:
+        """The combined logits."""
+        ...
 
 
 def mean_logits(logits_KBC: Logits, ensemble: "Ensemble") -> Combined:
@@ -148,7 +150,11 @@ class Ensemble(nn.Module):
     def require_class_counts(self, who: str) -> Int[Tensor, "teachers classes"]:
         """The label counts, or an error that names who needs them."""
         if self.class_counts_KC is None:
-            raise ConfigError("share_label_counts", "false", f"true, because {who} needs label counts (combine=mean_probs does not)")
+            raise ConfigError(
+                "share_label_counts",
+                "false",
+                f"true, because {who} needs label counts (combine=mean_probs does not)",
+            )
         return self.class_counts_KC
 
     def only(self, k: int) -> "Ensemble":

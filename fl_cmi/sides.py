@@ -78,7 +78,9 @@ class ServerSide:
     def untrained_ensemble(self, combine: Combine) -> Ensemble:
         """Teachers of the clients' architectures, to find out early what a method would miss."""
         counts = torch.zeros(self.task.num_classes, dtype=torch.int64) if self.share_label_counts else None
-        ensemble = Ensemble([Teacher(k, 1, counts, self.build(k)) for k in range(self.num_architectures)], combine)
+        ensemble = Ensemble(
+            [Teacher(k, 1, counts, self.build(k)) for k in range(self.num_architectures)], combine
+        )
         ensemble.label(torch.zeros(2, *self.task.shape))
         return ensemble
 

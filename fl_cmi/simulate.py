@@ -1,12 +1,13 @@
 """`python -m fl_cmi.simulate`: a federated run from a Hydra configuration.
 
-    python -m fl_cmi.simulate                                   # digits, 5 clients, one round of fed_cmi
-    python -m fl_cmi.simulate experiment=fmnist_oneshot seed=1
-    python -m fl_cmi.simulate -m seed=0,1,2 strategy=fedavg,fed_cmi
+python -m fl_cmi.simulate                                   # digits, 5 clients, one round of fed_cmi
+python -m fl_cmi.simulate experiment=fmnist_oneshot seed=1
+python -m fl_cmi.simulate -m seed=0,1,2 strategy=fedavg,fed_cmi
 """
 
 import json
 import logging
+import math
 import os
 import shlex
 import shutil
@@ -31,6 +32,7 @@ from fl_cmi.compose import (
     check,
     config_folder,
     dataset,
+    fitting,
     make_partition,
     plain_config,
     server_side,
@@ -38,10 +40,10 @@ from fl_cmi.compose import (
 from fl_cmi.data.dataset import Dataset
 from fl_cmi.ensemble import Combine, Ensemble
 from fl_cmi.evaluate import accuracy, predict
-from fl_cmi.flower.backend import Backend
+from fl_cmi.flower.backend import Backend, flower_log
 from fl_cmi.flower.participation import ClientFailure
 from fl_cmi.flower.server import Outcome, serve
-from fl_cmi.flower.strategies import FedCmi
+from fl_cmi.flower.strategies import FedCmi, one_architecture
 from fl_cmi.partition import Partition
 from fl_cmi.report.figures import curves, partition_heatmap, synthetic_grid
 from fl_cmi.report.html import write_report
@@ -75,11 +77,18 @@ def run(
         data = dataset(config)
         partition = make_partition(config, data)
         side = server_side(config, data, progress, log)
-        strategy = build(config["strategy"], "strategy")
-        if callable(strategy):  # ours are completed with what no YAML holds
-            strategy = strategy(side=side)
         combine = build(config["combine"], "combine")
-        side.untrained_ensemble(combine)
+        with fitting(config["combine"], "combine"):
+            side.untrained_ensemble(combine)
+        with flower_log(
+            logging.ERROR
+        ):  # not the warning that clients' own evaluation is off: it is meant to be
+            strategy = build(config["strategy"], "strategy")
+            if callable(strategy):  # ours are completed with what no YAML holds
+                with fitting(config["strategy"], "strategy"):
+                    strategy = strategy(side=side)
+        check_architectures(config, side, strategy)
+        build(config["local"], "local")  # the clients build it, but a mistake is told before they start
         backend = build(config["backend"], "backend") if backend is None else backend
     counts = partition.counts(data.train.y.numpy(), data.train.num_classes)
     log.write("partition", counts=counts, **partition.manifest())
@@ -94,11 +103,29 @@ def run(
     with progress.phase("evaluation"):
         measured = measure(outcome, side, combine)
     summary = summarize(config, outcome, measured, partition, side)
-    summary["seconds"] = {**progress.seconds, "total": time.perf_counter() - start}
+    # `transfer` is the sum of synthesis, distillation and evaluation.
+    phases = {name: seconds for name, seconds in progress.seconds.items() if name != "transfer"}
+    summary["seconds"] = {**phases, "total": time.perf_counter() - start}
     log.write("summary", **{key: summary[key] for key in ("student", "ensemble", "average", "gap")})
     pool = strategy.pool if isinstance(strategy, FedCmi) else None
     write_results(run_dir, summary, outcome, counts, data, pool, command)
     return summary
+
+
+def check_architectures(config: Config, side: ServerSide, strategy: Any) -> None:
+    """Raise ConfigError where the global model would have to fit other architectures than its own."""
+    if one_architecture(side):
+        return
+    why = "because not all clients train the global model's architecture"
+    if config["local"].get("start") == "broadcast":
+        raise ConfigError("local.start", "broadcast", f"scratch or own, {why}")
+    if not isinstance(strategy, FedCmi):
+        raise ConfigError("strategy", strategy_name(config), f"fed_cmi, {why}")
+
+
+def strategy_name(config: Config) -> str:
+    """The strategy's class."""
+    return str(config["strategy"]["_target_"].rsplit(".", 1)[-1])
 
 
 def measure(outcome: Outcome, side: ServerSide, combine: Combine) -> dict[str, Any]:
@@ -159,15 +186,24 @@ def summarize(
         "bytes": {"up": outcome.bytes_up, "down": outcome.bytes_down},
         "partition": partition.manifest(),
         "failures": outcome.failures,
-        "strategy": config["strategy"]["_target_"].rsplit(".", 1)[-1],
+        "strategy": strategy_name(config),
         "rounds": config["rounds"],
         "seed": config["seed"],
         "device": str(side.device),
         "threads": {"server": torch.get_num_threads(), "client": config["client_threads"]},
         "commit": commit(),
         "versions": versions(),
-        "config": config,
+        "config": _json_safe(config),
     }
+
+
+def _json_safe(value: Any) -> Any:
+    """`value` with text in place of infinite numbers, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _json_safe(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_json_safe(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_results(
@@ -180,7 +216,8 @@ def write_results(
     command: str | None,
 ) -> None:
     """Fill the run folder; `summary.json` comes last but for the page that shows it."""
-    save_file({name: value.contiguous() for name, value in outcome.student.items()}, run_dir / "student.safetensors")
+    student = {name: value.contiguous() for name, value in outcome.student.items()}
+    save_file(student, run_dir / "student.safetensors")
     partition_heatmap(counts, data.class_names, run_dir / "partition.png")
     curves(
         MetricsLog.read(run_dir / "metrics.jsonl"),

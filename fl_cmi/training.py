@@ -21,7 +21,9 @@ MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
 class Schedule(Protocol):
     """The learning rate's factor after a given share, in [0, 1), of all steps."""
 
-    def __call__(self, progress: float) -> float: ...
+    def __call__(self, progress: float) -> float:
+        """The factor."""
+        ...
 
 
 def constant(progress: float) -> float:
@@ -82,7 +84,9 @@ class LocalTraining:
         if start not in ("broadcast", "scratch", "own"):
             raise ConfigError("local.start", start, "one of broadcast, scratch, own")
         if (epochs is None) == (steps is None):
-            raise ConfigError("local.epochs", epochs, "a number, or null with local.steps given (one of the two)")
+            raise ConfigError(
+                "local.epochs", epochs, "a number, or null with local.steps given (one of the two)"
+            )
         for name, value in (("epochs", epochs), ("steps", steps), ("batch_size", batch_size)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ConfigError(f"local.{name}", value, "an integer >= 1")

@@ -9,7 +9,16 @@ import torch
 from hydra.utils import get_class, get_method
 from tiny import rng
 
-from fl_cmi.compose import Clients, build, compose_config, config_folder, dataset, make_model, server_side, task
+from fl_cmi.compose import (
+    Clients,
+    build,
+    compose_config,
+    config_folder,
+    dataset,
+    make_model,
+    server_side,
+    task,
+)
 from fl_cmi.distillation.distiller import Distiller
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.partition import Partition

@@ -72,7 +72,7 @@ def test_a_round_makes_and_teaches_what_the_schedule_says(tmp_path: Path) -> Non
     )  # epochs, batches, steps, two views of three teachers
     assert not equal(state_of(student), state_of(network(9)))
     names = [row["event"] for row in log]
-    assert [row["pool"] for row in log if row["event"] == "synthesis"] == [12, 24, 36]
+    assert [row["num_images"] for row in log if row["event"] == "synthesis"] == [12, 24, 36]
     assert names.count("distillation") == 3
     # Every second epoch, and the last one in any case.
     assert [row["epoch"] for row in log if row["event"] == "evaluate"] == [2, 3]

@@ -1,0 +1,1 @@
+"""Teaching synthetic images to the student."""

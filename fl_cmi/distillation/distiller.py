@@ -47,7 +47,9 @@ class Distiller:
         if temperature <= 0:
             raise ConfigError("distiller.temperature", temperature, "a number > 0")
         if not isinstance(batch_size, int) or batch_size < 2:
-            raise ConfigError("distiller.batch_size", batch_size, "an integer >= 2 (batch norm needs two images)")
+            raise ConfigError(
+                "distiller.batch_size", batch_size, "an integer >= 2 (batch norm needs two images)"
+            )
         if not 0 <= mixup <= 1:
             raise ConfigError("distiller.mixup", mixup, "a share in [0, 1]")
         self.mixup = mixup

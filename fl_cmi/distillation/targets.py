@@ -28,7 +28,9 @@ class Targets(Protocol):
         seen: Float[Tensor, "batch channels height width"],
         labels: Float[Tensor, "batch classes"] | None,
         aims: Float[Tensor, "batch classes"],
-    ) -> Float[Tensor, "batch classes"]: ...
+    ) -> Float[Tensor, "batch classes"]:
+        """The targets."""
+        ...
 
 
 class Fresh:

@@ -40,7 +40,7 @@ class GrowPool:
         for name, least in (("epochs", 1), ("batches", 1), ("steps", 0), ("evaluate_every", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
-                raise ConfigError(f"strategy.schedule.{name}", value, f"an integer >= {least}")
+                raise ConfigError(f"schedule.{name}", value, f"an integer >= {least}")
 
 
 def transfer(
@@ -79,7 +79,7 @@ def transfer(
                     number = epoch * schedule.batches + batch
                     made = synthesizer(ensemble, student, pool, task, name("synthesis", number))
                     teacher_passes, images = teacher_passes + made.teacher_passes, images + len(made.y)
-            log.write("synthesis", round=server_round, epoch=epoch + 1, pool=len(pool), **made.losses)
+            log.write("synthesis", round=server_round, epoch=epoch + 1, num_images=len(pool), **made.losses)
             with progress.phase("distillation"):
                 share = epoch / schedule.epochs, (epoch + 1) / schedule.epochs
                 if schedule.steps:

@@ -12,11 +12,11 @@ from fl_cmi.distillation.distiller import Distiller
 from fl_cmi.distillation.transfer import GrowPool, transfer
 from fl_cmi.ensemble import Combine, Ensemble
 from fl_cmi.flower.records import to_record, unpack_updates
-from fl_cmi.synthesis.synthesizers import Synthesizer
 from fl_cmi.sides import ServerSide
+from fl_cmi.synthesis.synthesizers import Synthesizer
 from fl_cmi.types import ConfigError, State, Update
 
-__all__ = ["FedCmi"]
+__all__ = ["FedCmi", "one_architecture"]
 
 
 class FedCmi(FedAvg):
@@ -55,6 +55,9 @@ class FedCmi(FedAvg):
         super().__init__(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
         if student_start not in ("previous", "average", "scratch"):
             raise ConfigError("strategy.student_start", student_start, "one of previous, average, scratch")
+        if student_start == "average" and not one_architecture(side):
+            allowed = "previous or scratch, because not all clients train the student's architecture"
+            raise ConfigError("strategy.student_start", student_start, allowed)
         self.combine, self.synthesizer, self.distiller = combine, synthesizer, distiller
         self.schedule, self.pool, self.side = schedule, pool, side
         self.student_start, self.keep_pool = student_start, keep_pool
@@ -72,7 +75,9 @@ class FedCmi(FedAvg):
         side = self.side
         updates = unpack_updates(valid)
         ensemble = Ensemble([side.teacher(update) for update in updates], self.combine).to(side.device)
-        side.log.write("ensemble", round=server_round, clients=len(ensemble), bn_layers=ensemble.batch_norm_counts)
+        side.log.write(
+            "ensemble", round=server_round, clients=len(ensemble), bn_layers=ensemble.batch_norm_counts
+        )
         if not self.keep_pool:
             self.pool.clear()
         student = self.start_student(updates, server_round)
@@ -97,7 +102,16 @@ class FedCmi(FedAvg):
         """The student as it begins the round."""
         student = self.side.student()
         if self.student_start == "average":
-            student.load_state_dict(self.side.average(updates))
+            average = self.side.average(updates)
+            assert average is not None, "checked when the run began"
+            student.load_state_dict(average)
         elif self.student_start == "previous" and self.previous is not None:
             student.load_state_dict(self.previous)
         return student.to(self.side.device)
+
+
+def one_architecture(side: ServerSide) -> bool:
+    """Whether all clients train the global model's architecture, by the names and shapes of its tensors."""
+    models = [side.student(), *(side.build(client) for client in range(side.num_architectures))]
+    shapes = [{name: value.shape for name, value in model.state_dict().items()} for model in models]
+    return all(other == shapes[0] for other in shapes)

@@ -1,0 +1,1 @@
+"""Finding images that the teachers recognize."""

@@ -22,7 +22,7 @@ Features = Float[Tensor, "batch features"]
 
 
 def features(ensemble: Ensemble, x: Float[Tensor, "batch channels height width"]) -> Features:
-    """Pooled batch-norm inputs of every teacher, side by side: independently trained clients share no axes to average."""
+    """Pooled batch-norm inputs of every teacher, side by side: clients share no axes to average."""
     found = []
     for model in ensemble.models:
         with observe(model) as seen:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fl_cmi.bank import Pool
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.synthesis.inversion import Inversion, Inverted
-from fl_cmi.types import Task
+from fl_cmi.types import ConfigError, Task
 
 __all__ = ["Joint", "PerClient", "Synthesizer"]
 
@@ -29,6 +29,19 @@ class Synthesizer(Protocol):
         ...
 
 
+def checked_batch_size(batch_size: int) -> int:
+    """A batch whose statistics mean something.
+
+    Raises:
+        ConfigError: Below two images.
+    """
+    if not isinstance(batch_size, int) or batch_size < 2:
+        raise ConfigError(
+            "synthesizer.batch_size", batch_size, "an integer >= 2 (statistics need two images)"
+        )
+    return batch_size
+
+
 class Joint:
     """Invert all teachers at once: their combined logits, the mean of their batch-norm terms.
 
@@ -41,7 +54,7 @@ class Joint:
     """
 
     def __init__(self, inversion: Inversion, batch_size: int = 256) -> None:
-        self.inversion, self.batch_size = inversion, batch_size
+        self.inversion, self.batch_size = inversion, checked_batch_size(batch_size)
 
     def check(self, ensemble: Ensemble) -> None:
         """As the inversion's terms."""
@@ -75,7 +88,7 @@ class PerClient:
     """
 
     def __init__(self, inversion: Inversion, batch_size: int = 128) -> None:
-        self.template, self.batch_size = inversion, batch_size
+        self.template, self.batch_size = inversion, checked_batch_size(batch_size)
         self.inversions: dict[int, Inversion] = {}
 
     def check(self, ensemble: Ensemble) -> None:
@@ -105,4 +118,3 @@ class PerClient:
         k = int(torch.multinomial(counts_KC[:, c].cpu().float(), 1, generator=rng))
         histogram = counts_KC[k].cpu().float()
         return k, torch.multinomial(histogram, self.batch_size, replacement=True, generator=rng)
-

@@ -59,7 +59,9 @@ class Term(Protocol):
         """Raise ConfigError if these teachers lack what the term needs."""
         ...
 
-    def __call__(self, seen: Look) -> Float[Tensor, ""]: ...
+    def __call__(self, seen: Look) -> Float[Tensor, ""]:
+        """The unweighted loss."""
+        ...
 
 
 class BatchNorm:
@@ -148,5 +150,3 @@ class Adversarial:
         agree = seen.teacher.argmax(dim=1) == seen.student.argmax(dim=1)
         mask = {"agree": agree, "disagree": ~agree, "none": None}[self.mask]
         return -kl_divergence(seen.teacher, seen.student, weight=mask)
-
-

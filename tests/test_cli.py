@@ -1,0 +1,117 @@
+"""The command line: what it prints, and one line and exit code 2 for a user's mistake."""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+from fl_cmi.simulate import main
+
+TINY = [
+    "data=synthetic",
+    "partition.alpha=1.0",
+    "local.epochs=1",
+    "synthesizer.batch_size=8",
+    "backend=local",
+    "server_threads=1",
+]
+QUICK = [*TINY, "model.width=4", "schedule={epochs:1,batches:1,steps:1,evaluate_every:1}"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working directory; what Hydra changes for the whole process is put back."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0"))
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    GlobalHydra.instance().clear()
+    yield tmp_path
+    GlobalHydra.instance().clear()
+    for handler in root.handlers:
+        if handler not in before:
+            handler.close()
+    root.handlers = before
+    root.setLevel(level)
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code of `python -m fl_cmi.simulate` with these arguments."""
+    monkeypatch.setattr("sys.argv", ["fl_cmi.simulate", *arguments])
+    try:
+        main()
+    except SystemExit as end:
+        assert isinstance(end.code, int)
+        return end.code
+    return 0
+
+
+def test_the_last_line_is_the_run_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, *QUICK, "hydra.run.dir=here") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(folder / "here")
+    assert {"summary.json", ".hydra"} <= {path.name for path in (folder / "here").iterdir()}
+
+
+MISTAKES = {
+    "strategy=nope": "fed_cmi",
+    "data=nope": "fashion_mnist",
+    "colour=red": "colour",
+    "local.colour=red": "colour",
+    "partition.alpha=0": "partition.alpha=0: ",
+    "rounds=0": "rounds=0: ",
+    "num_clients=0": "num_clients=0: ",
+    "seed=abc": "seed=abc: ",
+    "num_clients=100000": "num_clients=100000: ",
+    "clients_per_round=9": "clients_per_round=9: ",
+    "data=cifar10 data.root=/nowhere": "data.root=/nowhere: ",
+    "data=fashion_mnist data.root=/nowhere": "data.root=/nowhere: ",
+    "model=lenet": "synthesizer",
+    "model=lenet data.side=4": "model=LeNet: ",
+    "data.side=2": "model",
+    "device=tpu": "device=tpu: ",
+    "local.epochs=0": "local.epochs=0: ",
+    "local.epochs=many": "local.epochs=many: ",
+    "combine.saturation=abc": "combine=",
+    "distiller.mixup=2": "distiller.mixup=2: ",
+    "combine.saturation=0": "combine.saturation=0: ",
+    "schedule.epochs=0": "schedule.epochs=0: ",
+    "partition.alpha=abc": "partition=",
+    "+partition.colour=red": "colour",
+    "backend.timeout=-1": "backend.timeout=-1",
+    "rounds=": "rounds",
+    "rounds": "rounds",
+    "server_threads=0": "server_threads=0: ",
+    "on_client_failure=cry": "on_client_failure=cry: ",
+}
+"""Overrides, and what the line has to tell."""
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    mistake: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if mistake.startswith("data=fashion_mnist"):
+        monkeypatch.setattr("fl_cmi.data.fashion_mnist.DEBIAN", Path("/nowhere"))
+    code = call(monkeypatch, *TINY, *mistake.split())
+    said = capsys.readouterr()
+    lines = [line for line in said.err.splitlines() if line.startswith("fl_cmi: ")]
+    assert code == 2
+    assert len(lines) == 1
+    assert MISTAKES[mistake] in lines[0]
+    assert "Traceback" not in said.err + said.out
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a device that is there")
+def test_cuda_without_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, *TINY, "device=cuda") == 2
+    assert "fl_cmi: device=cuda: " in capsys.readouterr().err
+    assert list(folder.iterdir()) == []
