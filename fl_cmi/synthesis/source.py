@@ -51,7 +51,7 @@ class GeneratorSource:
             self.generator.reset(rng)
         elif self.reset:
             self.generator.reset(rng)
-        self.generator.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.generator.to(device).to(memory_format=torch.channels_last).train()
         latents = torch.randn(batch_size, self.generator.num_latents, generator=rng)
         self.latents = nn.Parameter(latents.to(device))
         return [*self.generator.parameters(), self.latents]
