@@ -80,9 +80,8 @@ def run(
         combine = build(config["combine"], "combine")
         with fitting(config["combine"], "combine"):
             side.untrained_ensemble(combine)
-        with flower_log(
-            logging.ERROR
-        ):  # not the warning that clients' own evaluation is off: it is meant to be
+        # Flower warns that clients' own evaluation is off; it is meant to be.
+        with flower_log(logging.ERROR):
             strategy = build(config["strategy"], "strategy")
             if callable(strategy):  # ours are completed with what no YAML holds
                 with fitting(config["strategy"], "strategy"):
