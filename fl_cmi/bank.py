@@ -1,12 +1,13 @@
 """Bounded stores that overwrite their oldest rows: the bank of features and the pool of synthetic images."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-__all__ = ["Bank", "Pool", "PoolBatch"]
+__all__ = ["Bank", "Draws", "Pool", "PoolBatch"]
 
 
 class Bank:
@@ -51,24 +52,32 @@ class Bank:
 
 @dataclass(frozen=True)
 class PoolBatch:
-    """Images drawn from a pool.
+    """Images drawn from a pool, or made for the moment.
 
     Args:
         x: Images in [0, 1].
-        y: The labels that synthesis aimed at.
-        labels: Cached log-probabilities of the ensemble for the image as stored.
+        y: The labels that synthesis aimed at; None where it aimed at none.
+        labels: Cached log-probabilities of the ensemble for the image as stored; None where nothing is cached.
         client: Partition id of the client that an image was inverted from, -1 where it was several.
-        index: Slots in the pool.
+        index: Slots in the pool, -1 where there is none.
     """
 
     x: Float[Tensor, "batch channels height width"]
-    y: Int[Tensor, " batch"]
-    labels: Float[Tensor, "batch classes"]
+    y: Int[Tensor, " batch"] | None
+    labels: Float[Tensor, "batch classes"] | None
     client: Int[Tensor, " batch"]
     index: Int[Tensor, " batch"]
 
     def __len__(self) -> int:
-        return len(self.y)
+        return len(self.x)
+
+
+class Draws(Protocol):
+    """Whatever images can be drawn from: a pool, or a generator."""
+
+    def draw(self, batch_size: int, rng: torch.Generator) -> PoolBatch:
+        """A batch."""
+        ...
 
 
 class Pool:
@@ -106,10 +115,12 @@ class Pool:
         """Store a batch; pixels are rounded to the nearest of 256 levels."""
         pixels = (x.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
         rows = (pixels, y.cpu(), labels.detach().float().cpu(), torch.full((len(y),), client))
+        rows = tuple(row[-self.capacity :] for row in rows)
         if self._store is None:
             self._store = tuple(t.new_empty(0, *t.shape[1:]) for t in rows)
         new = len(y)
-        slots = (self.written + torch.arange(new)) % self.capacity
+        skipped = new - len(rows[0])
+        slots = (self.written + torch.arange(skipped, new)) % self.capacity
         missing = min(self.written + new, self.capacity) - len(self._store[0])
         if missing > 0:
             self._store = tuple(self._grow(t, missing) for t in self._store)

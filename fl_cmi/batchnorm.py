@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["Seen", "batch_norm_layers", "observe", "pooled_inputs", "statistics_distance"]
+__all__ = ["Seen", "batch_norm_layers", "classifier_input", "observe", "pooled_inputs", "statistics_distance"]
 
 Seen = dict[nn.BatchNorm2d, Tensor]
 """The input of each batch-norm layer (B, D_l, H, W), filled by the forward pass in the order of execution."""
@@ -43,6 +43,19 @@ def observe(model: nn.Module) -> Iterator[Seen]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def classifier_input(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect what a model's `classifier` sees, its penultimate features (B, D), during one forward pass."""
+    found: list[Tensor] = []
+    handle = model.get_submodule("classifier").register_forward_pre_hook(
+        lambda _, inputs: found.append(inputs[0])
+    )
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
 def statistics_distance(seen: Seen) -> Float[Tensor, ""]:

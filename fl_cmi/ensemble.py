@@ -5,6 +5,7 @@ Shape letters: K teachers, B batch, C classes.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -12,13 +13,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fl_cmi.batchnorm import batch_norm_layers
+from fl_cmi.batchnorm import Seen, batch_norm_layers, classifier_input, observe
 from fl_cmi.losses import label_log_prior
 from fl_cmi.types import ConfigError, Teacher
 
 __all__ = [
     "Combine",
     "Ensemble",
+    "Observed",
     "by_class_counts",
     "by_num_examples",
     "majority",
@@ -99,6 +101,21 @@ def majority(logits_KBC: Logits, ensemble: "Ensemble") -> Combined:
     return F.log_softmax(votes_BC.to(logits_KBC).log(), dim=1)
 
 
+@dataclass(frozen=True)
+class Observed:
+    """What one forward pass of every teacher showed; one entry per teacher.
+
+    Args:
+        logits: (B, C).
+        seen: Inputs of the batch-norm layers.
+        features: Inputs of the classifier (B, D_k).
+    """
+
+    logits: Sequence[Float[Tensor, "batch classes"]]
+    seen: Sequence[Seen]
+    features: Sequence[Float[Tensor, "batch _"]]
+
+
 class Ensemble(nn.Module):
     """The clients' models, frozen and in eval mode, combined into one classifier.
 
@@ -108,13 +125,17 @@ class Ensemble(nn.Module):
     Args:
         teachers: At least one, in the order of their partition ids.
         combine: The rule behind `forward`.
+        passes: Counter of forward passes of single teachers, shared with another ensemble; None starts one.
     """
 
     class_counts_KC: Tensor | None
     num_examples_K: Tensor
 
-    def __init__(self, teachers: Sequence[Teacher], combine: Combine = mean_logits) -> None:
+    def __init__(
+        self, teachers: Sequence[Teacher], combine: Combine = mean_logits, passes: list[int] | None = None
+    ) -> None:
         super().__init__()
+        self._passes = [0] if passes is None else passes
         if not teachers:
             raise ValueError("an ensemble needs at least one teacher")
         self.teachers = tuple(teachers)
@@ -138,6 +159,11 @@ class Ensemble(nn.Module):
         return len(self.models)
 
     @property
+    def passes(self) -> int:
+        """Forward passes of single teachers so far, those of `only` included."""
+        return self._passes[0]
+
+    @property
     def batch_norm_counts(self) -> list[int]:
         """Batch-norm layers of each teacher."""
         return [len(batch_norm_layers(model)) for model in self.models]
@@ -159,11 +185,24 @@ class Ensemble(nn.Module):
 
     def only(self, k: int) -> "Ensemble":
         """Teacher `k` alone (its position, not its partition id), as an ensemble; weights are shared, not copied."""
-        return Ensemble([self.teachers[k]], mean_logits).to(self.num_examples_K.device)
+        alone = Ensemble([self.teachers[k]], mean_logits, self._passes)
+        return alone.to(self.num_examples_K.device)
 
     def logits(self, x: Float[Tensor, "batch channels height width"]) -> Logits:
         """Each teacher's own logits."""
+        self._passes[0] += len(self)
         return torch.stack([model(x) for model in self.models])
+
+    def observe(self, x: Float[Tensor, "batch channels height width"]) -> Observed:
+        """Each teacher's logits, with the inputs of its batch-norm layers and of its classifier."""
+        self._passes[0] += len(self)
+        logits, seen, features = [], [], []
+        for model in self.models:
+            with observe(model) as inputs, classifier_input(model) as found:
+                logits.append(model(x))
+            seen.append(inputs)
+            features.extend(found)
+        return Observed(logits, seen, features)
 
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Combined:
         """Combined logits."""

@@ -38,6 +38,7 @@ GROUPS = {
     "combine",
     "synthesizer",
     "distiller",
+    "schedule",
     "strategy",
     "backend",
     "experiment",
@@ -130,6 +131,13 @@ def test_distiller(name: str) -> None:
     made = build(composed("distiller", name)["distiller"], "distiller")
     assert isinstance(made, Distiller)
     made.begin(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("name", names("schedule"))
+def test_schedule(name: str) -> None:
+    made = build(composed("schedule", name)["schedule"], "schedule")
+    assert callable(made)
+    assert made.evaluate_every >= 1
 
 
 @pytest.mark.parametrize("name", names("strategy"))

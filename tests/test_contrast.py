@@ -3,13 +3,26 @@
 import pytest
 import reference
 import torch
-from tiny import COUNTS, SHAPE, WIDTH, contrast, ensemble, head_of, inversion, network, pixels, rng, rows
+from tiny import (
+    COUNTS,
+    SHAPE,
+    TASK,
+    WIDTH,
+    contrast,
+    ensemble,
+    head_of,
+    inversion,
+    network,
+    pixels,
+    rng,
+    rows,
+)
 from torch import Tensor
 
 from fl_cmi.batchnorm import observe
 from fl_cmi.models.lenet import LeNet
 from fl_cmi.synthesis.contrast import Contrast, features
-from fl_cmi.synthesis.terms import OneHot
+from fl_cmi.synthesis.terms.one_hot import OneHot
 from fl_cmi.types import ConfigError
 
 CPU = torch.device("cpu")
@@ -108,8 +121,8 @@ def test_head_persists_and_comes_from_the_stream() -> None:
 
 def test_another_number_of_clients_starts_the_contrast_afresh() -> None:
     loop, student = inversion(contrastive=contrast()), network(9)
-    loop(ensemble(), student, Y, SHAPE, rng())
-    loop(ensemble(COUNTS[:2]), student, Y, SHAPE, rng(1))
+    loop(ensemble(), student, Y, TASK, rng())
+    loop(ensemble(COUNTS[:2]), student, Y, TASK, rng(1))
     assert loop.contrast is not None
     assert len(loop.contrast.bank) == len(Y)
 
@@ -136,7 +149,7 @@ def test_features_stand_side_by_side() -> None:
 
 def test_bank_memory_of_a_run() -> None:
     made, team = contrast(bank_size=20), ensemble()
-    inversion(steps=1, contrastive=made)(team, network(9), Y, SHAPE, rng())
+    inversion(steps=1, contrastive=made)(team, network(9), Y, TASK, rng())
     width = 3 * (2 + 4 + 8)
     assert made.bank.num_bytes == 20 * 2 * width * 4
     assert len(made.bank) == len(Y)

@@ -237,7 +237,7 @@ def test_momentum_lives_on_from_lesson_to_lesson() -> None:
 def test_teaching_brings_the_student_closer() -> None:
     team, student, pool = ensemble(), network(9), pool_of(64)
     lesson = Distiller(partial(torch.optim.Adam, lr=0.01), temperature=2.0, batch_size=32).begin(student)
-    first = lesson(ensemble=team, pool=pool, steps=1, progress=WHOLE, rng=rng())
+    first = lesson(ensemble=team, draws=pool, steps=1, progress=WHOLE, rng=rng())
     lesson(team, pool, 60, WHOLE, rng(1))
     assert lesson(team, pool, 1, WHOLE, rng()) < 0.5 * first
 

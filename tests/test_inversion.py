@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import reference
 import torch
-from tiny import SHAPE, contrast, ensemble, generator, head_of, inversion, network, pixels, rng, rows
+from tiny import TASK, contrast, ensemble, generator, head_of, inversion, network, pixels, rng, rows
 from torch import Tensor, nn
 
 from fl_cmi.augment import CropFlip, Identity
@@ -13,8 +13,11 @@ from fl_cmi.batchnorm import observe
 from fl_cmi.synthesis.contrast import Contrast, features
 from fl_cmi.synthesis.inversion import Inversion
 from fl_cmi.synthesis.source import GeneratorSource
-from fl_cmi.synthesis.terms import Adversarial, BatchNorm, Look, OneHot
-from fl_cmi.types import ConfigError
+from fl_cmi.synthesis.terms.adversarial import Adversarial
+from fl_cmi.synthesis.terms.batch_norm import BatchNorm
+from fl_cmi.synthesis.terms.one_hot import OneHot
+from fl_cmi.synthesis.terms.term import Look, Term
+from fl_cmi.types import ConfigError, Task
 
 Y = torch.tensor([0, 0, 1, 1, 3, 3])
 
@@ -26,33 +29,39 @@ class Pixels:
         self.start = start
         self.shown: list[Tensor] = []
 
-    def begin(
-        self, shape: tuple[int, int, int], batch_size: int, rng: torch.Generator, device: torch.device
-    ) -> list[nn.Parameter]:
-        assert self.start.shape == (batch_size, *shape)
+    def begin(self, task: Task, y: Tensor, rng: torch.Generator, device: torch.device) -> None:
+        assert self.start.shape == (len(y), *task.shape)
         self.x = nn.Parameter(self.start.clone())
-        return [self.x]
+        self.optimizer = torch.optim.Adam([self.x], 0.05)
+        self.finished = False
 
     def images(self) -> Tensor:
         self.shown.append(self.x.detach().clone())
         return self.x * 1.0
 
+    def step(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
-class Scripted:
+    def finish(self) -> None:
+        self.finished = True
+
+
+class Scripted(Term):
     """A term with a given value at each step, whatever it sees, and a constant gradient."""
 
-    weight, student = 1.0, False
-
     def __init__(self, values: list[float]) -> None:
-        self.values, self.step = values, 0
-
-    def check(self, ensemble: Any) -> None: ...
+        super().__init__()
+        self.values, self.step, self.finished = values, 0, 0
 
     def __call__(self, seen: Look) -> Tensor:
         value = self.values[self.step]
         self.step += 1
         pull = seen.teacher.sum()
         return pull - pull.detach() + value
+
+    def finish(self) -> None:
+        self.finished += 1
 
 
 class Recorder:
@@ -89,7 +98,7 @@ def test_recorded_losses_equal_the_equations() -> None:
     CropFlip(0, 1.0)(x, stream)
     CropFlip(0, 1.0)(x, stream)
     old_local, old_global = cr.bank.draw(9, stream).chunk(2, dim=1)
-    found = loop(team, student, y, SHAPE, rng(0))
+    found = loop(team, student, y, TASK, rng(0))
 
     mirrored = x.flip(3)
     logits, distances, pooled = [], [], []
@@ -121,8 +130,8 @@ def test_recorded_losses_equal_the_equations() -> None:
 )
 def test_the_kept_iterate_is_the_first_with_the_lowest_total(values: list[float]) -> None:
     source = Pixels(pixels(6))
-    made = Inversion(source, {"scripted": Scripted(values)}, steps=4, learning_rate=0.05)
-    found = made(ensemble(), network(9), Y, SHAPE, rng())
+    made = Inversion(source, {"scripted": Scripted(values)}, steps=4)
+    found = made(ensemble(), network(9), Y, TASK, rng())
     best = values.index(min(values))
     assert len(source.shown) == 4
     assert len({x.sum().item() for x in source.shown}) == 4, "the images do not move"
@@ -134,8 +143,8 @@ def test_the_kept_iterate_is_the_first_with_the_lowest_total(values: list[float]
 def test_the_bank_gets_the_features_of_the_kept_iterate() -> None:
     team, source, made = ensemble(), Pixels(pixels(6)), contrast(weight=1e-9)
     made.local_view = Identity()
-    loop = Inversion(source, {"s": Scripted([2.0, 1.0, 3.0])}, made, steps=3, learning_rate=0.05)
-    found = loop(team, network(9), Y, SHAPE, rng())
+    loop = Inversion(source, {"s": Scripted([2.0, 1.0, 3.0])}, made, steps=3)
+    found = loop(team, network(9), Y, TASK, rng())
     assert torch.equal(found.x, source.shown[1])
     stored = made.bank.draw(6, rng())
     expected = features(team, found.x).repeat(1, 2)
@@ -148,7 +157,7 @@ def test_a_term_that_is_not_finite_is_named_with_its_step(bad: float) -> None:
     student = network(9).train()
     loop = Inversion(Pixels(pixels(6)), terms, steps=4)
     with pytest.raises(FloatingPointError, match="step 2: broken is not finite") as error:
-        loop(ensemble(), student, Y, SHAPE, rng())
+        loop(ensemble(), student, Y, TASK, rng())
     assert "good" not in str(error.value)
     assert student.training
 
@@ -174,14 +183,14 @@ def test_number_of_optimizer_steps_and_teacher_passes(
         passes += 1
 
     handles = [model.register_forward_hook(forward) for model in team.models]
-    found = loop(team, network(9), Y, SHAPE, rng())
+    loop(team, network(9), Y, TASK, rng())
     for handle in handles:
         handle.remove()
-    assert found.teacher_passes == passes == 5 * 3 * (2 if with_contrast else 1)
+    assert team.passes == passes == 5 * 3 * (2 if with_contrast else 1)
     heads = [optimizer for optimizer in stepped if made is not None and optimizer is made.optimizer]
     assert len(heads) == (5 if with_contrast else 0)
     assert len(stepped) - len(heads) == 5
-    loop(team, network(9), Y, SHAPE, rng(1))
+    loop(team, network(9), Y, TASK, rng(1))
     # The head's optimizer stays, that of the images is a new one for each batch.
     assert len({id(optimizer) for optimizer in stepped}) == (3 if with_contrast else 2)
 
@@ -189,7 +198,7 @@ def test_number_of_optimizer_steps_and_teacher_passes(
 def test_the_stored_image_is_not_augmented() -> None:
     source = Pixels(pixels(6))
     found = Inversion(source, {"oh": OneHot()}, steps=1, global_view=CropFlip(4))(
-        ensemble(), network(9), Y, SHAPE, rng()
+        ensemble(), network(9), Y, TASK, rng()
     )
     assert torch.equal(found.x, source.shown[0])
 
@@ -201,7 +210,7 @@ def test_the_contrast_drives_images_by_the_local_view_only(old: int) -> None:
     if old:
         made.remember(torch.randn(old, 42, generator=rng(1)), torch.randn(old, 42, generator=rng(2)))
     Inversion(Pixels(pixels(6)), {}, made, steps=1, global_view=global_)(
-        ensemble(), network(9), Y, SHAPE, rng()
+        ensemble(), network(9), Y, TASK, rng()
     )
     assert local.out is not None
     assert global_.out is not None
@@ -216,7 +225,7 @@ def test_the_other_terms_see_the_global_view_only(name: str) -> None:
     made.local_view = local
     terms = {"bn": BatchNorm(), "oh": OneHot(), "adv": Adversarial(mask="none")}
     Inversion(Pixels(pixels(6)), {name: terms[name]}, made, steps=1, global_view=global_)(
-        ensemble(), network(9), Y, SHAPE, rng()
+        ensemble(), network(9), Y, TASK, rng()
     )
     assert global_.out is not None
     assert global_.out.grad is not None
@@ -227,15 +236,13 @@ def test_the_other_terms_see_the_global_view_only(name: str) -> None:
 
 
 def test_terms_of_weight_zero_are_left_out() -> None:
-    found = inversion(terms={"bn": BatchNorm(0.0), "oh": OneHot(1.0)})(
-        ensemble(), network(9), Y, SHAPE, rng()
-    )
+    found = inversion(terms={"bn": BatchNorm(0.0), "oh": OneHot(1.0)})(ensemble(), network(9), Y, TASK, rng())
     assert set(found.losses) == {"oh", "total"}
 
 
 def test_losses_are_unweighted_and_add_up() -> None:
     made = contrast()
-    found = inversion(contrastive=made)(ensemble(), network(9), Y, SHAPE, rng()).losses
+    found = inversion(contrastive=made)(ensemble(), network(9), Y, TASK, rng()).losses
     total = found["bn"] + 0.5 * found["oh"] + 0.5 * found["adv"] + 0.8 * found["contrast"]
     assert found["total"] == pytest.approx(total, rel=1e-5)
 
@@ -243,7 +250,7 @@ def test_losses_are_unweighted_and_add_up() -> None:
 @pytest.mark.parametrize("steps", [0, 1.5, "many"])
 def test_steps_out_of_range(steps: Any) -> None:
     with pytest.raises(ConfigError, match=f"steps={steps}"):
-        Inversion(GeneratorSource(generator), {}, steps=steps)
+        Inversion(GeneratorSource(generator, torch.optim.Adam), {"oh": OneHot()}, steps=steps)
 
 
 def test_values_out_of_range() -> None:
@@ -251,3 +258,38 @@ def test_values_out_of_range() -> None:
         Contrast(temperature=0)
     with pytest.raises(ConfigError, match="mask=sometimes"):
         Adversarial(mask="sometimes")  # type: ignore[arg-type]
+
+
+def test_without_any_term_there_is_nothing_to_invert() -> None:
+    with pytest.raises(ConfigError, match="at least one term"):
+        inversion(terms={"oh": OneHot(0.0)})
+
+
+def test_the_last_iterate_is_kept_where_wanted_and_everyone_hears_of_the_end() -> None:
+    source, term = Pixels(pixels(6)), Scripted([1.0, 2.0, 3.0])
+    made = Inversion(source, {"scripted": term}, steps=3, keep="last")
+    found = made(ensemble(), network(9), Y, TASK, rng())
+    assert torch.equal(found.x, source.shown[2])
+    assert found.losses["total"] == pytest.approx(3.0)
+    assert source.finished
+    assert term.finished == 1
+
+
+def test_the_student_may_stay_in_train_mode() -> None:
+    student, modes = network(9).eval(), []
+    student.register_forward_hook(lambda module, *_: modes.append(module.training))
+    made = Inversion(Pixels(pixels(6)), {"adv": Adversarial()}, steps=1, student_mode="train")
+    made(ensemble(), student, Y, TASK, rng())
+    assert modes == [True]
+    assert not student.training
+
+
+def test_a_view_of_several_copies_repeats_the_labels() -> None:
+    def twice(x: Tensor, rng: torch.Generator) -> Tensor:
+        return torch.cat([x, x])
+
+    team, x = ensemble(), pixels(6)
+    made = Inversion(Pixels(x), {"oh": OneHot()}, steps=1, global_view=twice)
+    found = made(team, network(9), Y, TASK, rng())
+    assert found.losses["oh"] == pytest.approx(reference.cross_entropy(team(x).double(), Y).item(), abs=1e-5)
+    assert len(found.x) == 6

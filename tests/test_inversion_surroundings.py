@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import (
-    SHAPE,
+    TASK,
     contrast,
     ensemble,
     inversion,
@@ -19,7 +19,7 @@ from fl_cmi.augment import CropFlip
 from fl_cmi.batchnorm import batch_norm_layers
 from fl_cmi.synthesis import inversion as inversion_module
 from fl_cmi.synthesis.inversion import Inversion, frozen
-from fl_cmi.synthesis.terms import Adversarial
+from fl_cmi.synthesis.terms.adversarial import Adversarial
 
 Y = torch.tensor([0, 0, 1, 1, 3, 3])
 
@@ -27,7 +27,7 @@ Y = torch.tensor([0, 0, 1, 1, 3, 3])
 def images_of(seed: int, batches: int = 2, make: Callable[[], Inversion] | None = None) -> list[Tensor]:
     loop = make() if make else inversion(contrastive=contrast(bank_size=6), global_view=CropFlip(1))
     team, student = ensemble(), network(9)
-    return [loop(team, student, Y, SHAPE, rng(10 * seed + batch)).x for batch in range(batches)]
+    return [loop(team, student, Y, TASK, rng(10 * seed + batch)).x for batch in range(batches)]
 
 
 def test_the_same_seed_gives_identical_images_and_another_seed_others() -> None:
@@ -51,7 +51,7 @@ def test_frozen_and_unfrozen_synthesis_give_identical_images(monkeypatch: pytest
     def unfrozen_images() -> tuple[list[Tensor], nn.Module, nn.Module]:
         loop = inversion(contrastive=contrast(), global_view=CropFlip(1))
         team, student = ensemble().requires_grad_(True), network(9).eval()
-        return [loop(team, student, Y, SHAPE, rng(10 + batch)).x for batch in range(2)], team, student
+        return [loop(team, student, Y, TASK, rng(10 + batch)).x for batch in range(2)], team, student
 
     class OnlyEval(frozen):
         def __enter__(self) -> None:
@@ -69,7 +69,7 @@ def test_frozen_and_unfrozen_synthesis_give_identical_images(monkeypatch: pytest
 
 def test_nobody_gets_weight_gradients() -> None:
     team, student = ensemble(), network(9)
-    inversion(contrastive=contrast())(team, student, Y, SHAPE, rng())
+    inversion(contrastive=contrast())(team, student, Y, TASK, rng())
     assert all(p.grad is None for p in (*team.parameters(), *student.parameters()))
 
 
@@ -88,7 +88,7 @@ def test_the_student_is_in_eval_mode_meanwhile_and_comes_back_as_it_was(mode: bo
         flags.extend(p.requires_grad for p in module.parameters())
 
     handle = student.register_forward_hook(watch)
-    inversion(terms={"adv": Adversarial(1.0)})(ensemble(), student, Y, SHAPE, rng())
+    inversion(terms={"adv": Adversarial(1.0)})(ensemble(), student, Y, TASK, rng())
     handle.remove()
     assert modes
     assert not any(modes)
@@ -103,7 +103,7 @@ def test_the_student_is_in_eval_mode_meanwhile_and_comes_back_as_it_was(mode: bo
 def test_hooks_are_gone_and_the_teachers_unchanged() -> None:
     team, student = ensemble(), network(9)
     state = {name: value.clone() for name, value in team.state_dict().items()}
-    inversion(contrastive=contrast())(team, student, Y, SHAPE, rng())
+    inversion(contrastive=contrast())(team, student, Y, TASK, rng())
     for module in (*team.modules(), *student.modules()):
         assert not module._forward_pre_hooks
         assert not module._forward_hooks
@@ -114,7 +114,7 @@ def test_hooks_are_gone_and_the_teachers_unchanged() -> None:
 
 def test_inversion_lowers_its_losses() -> None:
     team, student = ensemble(), network(9)
-    start = inversion(steps=1)(team, student, Y, SHAPE, rng())
-    end = inversion(steps=60)(team, student, Y, SHAPE, rng())
+    start = inversion(steps=1)(team, student, Y, TASK, rng())
+    end = inversion(steps=60)(team, student, Y, TASK, rng())
     assert end.losses["total"] < start.losses["total"] - 0.2
     assert end.losses["bn"] < start.losses["bn"]

@@ -1,6 +1,7 @@
 """Where images come from, and who is inverted for which labels."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,30 +18,38 @@ from tiny import (
     rng,
 )
 
-from fl_cmi.bank import Pool
 from fl_cmi.ensemble import by_class_counts
-from fl_cmi.synthesis.source import GeneratorSource
+from fl_cmi.synthesis.source import GeneratorSource, TrainedGenerator
 from fl_cmi.synthesis.synthesizers import Joint, PerClient
-from fl_cmi.synthesis.terms import OneHot
+from fl_cmi.synthesis.terms.one_hot import OneHot
+from fl_cmi.types import ConfigError
 
 CPU = torch.device("cpu")
 
 
+ADAM = partial(torch.optim.Adam, lr=0.01)
+LABELS = torch.zeros(4, dtype=torch.int64)
+
+
 @pytest.mark.parametrize("reset", [True, False])
 def test_the_generator_starts_afresh_for_each_batch_or_goes_on(reset: bool) -> None:
-    source = GeneratorSource(generator, reset)
-    parameters = source.begin(SHAPE, 4, rng(1), CPU)
+    source = GeneratorSource(generator, ADAM, reset)
+    source.begin(TASK, LABELS, rng(1), CPU)
     assert source.generator is not None
+    assert source.latents is not None
+    assert source.optimizer is not None
+    parameters = [p for group in source.optimizer.param_groups for p in group["params"]]
     assert len(parameters) == len(list(source.generator.parameters())) + 1
     with torch.no_grad():
         for parameter in parameters:
             parameter.add_(1.0)
     weight = source.generator.project.weight
-    trained, latents = weight.detach().clone(), parameters[-1].detach().clone()
-    again = source.begin(SHAPE, 4, rng(1), CPU)
+    trained, latents, optimizer = weight.detach().clone(), source.latents.detach(), source.optimizer
+    source.begin(TASK, LABELS, rng(1), CPU)
     assert source.generator.training
+    assert source.optimizer is not optimizer
     if reset:  # the stream starts over, and so do the weights and the latents
-        torch.testing.assert_close(again[-1].detach(), latents - 1.0)
+        torch.testing.assert_close(source.latents.detach(), latents - 1.0)
     assert torch.equal(weight, trained) is not reset
     x = source.images()
     assert x.shape == (4, *SHAPE)
@@ -48,10 +57,48 @@ def test_the_generator_starts_afresh_for_each_batch_or_goes_on(reset: bool) -> N
     assert x.max() <= 1
 
 
+def test_a_trained_generator_gets_new_latents_at_each_step_and_keeps_its_optimizer() -> None:
+    source = TrainedGenerator(generator, ADAM)
+    source.begin(TASK, LABELS, rng(1), CPU)
+    first, second = source.images(), source.images()
+    assert not torch.equal(first, second)
+    assert source.generator is not None
+    before = [p.detach().clone() for p in source.generator.parameters()]
+    first.sum().backward()
+    optimizer = source.optimizer
+    source.step()
+    assert any(not torch.equal(p, old) for p, old in zip(source.generator.parameters(), before, strict=True))
+    assert all(p.grad is None for p in source.generator.parameters())
+    source.begin(TASK, LABELS, rng(2), CPU)
+    assert source.optimizer is optimizer
+
+
+@pytest.mark.parametrize("train_mode", [True, False])
+def test_samples_come_without_gradient_and_in_the_mode_asked_for(train_mode: bool) -> None:
+    source = TrainedGenerator(generator, ADAM, sample_in_train_mode=train_mode)
+    x = source.sample(TASK, 5, rng(3), CPU)
+    assert x.shape == (5, *SHAPE)
+    assert not x.requires_grad
+    assert source.generator is not None
+    assert source.generator.training is train_mode
+    source.begin(TASK, LABELS, rng(1), CPU)
+    assert source.generator.training
+
+
+@pytest.mark.parametrize("kind", [Joint, PerClient])
+def test_images_on_demand_need_a_trained_generator(kind: type[Joint] | type[PerClient]) -> None:
+    with pytest.raises(ConfigError, match="source=GeneratorSource"):
+        kind(inversion()).check_sample()
+    team, made = ensemble(), kind(inversion(source=TrainedGenerator(generator, ADAM)), batch_size=4)
+    made.check_sample()
+    assert made.sample(team, TASK, 3, rng()).shape == (3, *SHAPE)
+    assert made(team, network(9), TASK, rng()).x.shape == (4, *SHAPE)
+
+
 def test_labels_that_nobody_owns_are_never_drawn() -> None:
-    team, student, pool = ensemble(COUNTS, by_class_counts), network(9), Pool()
+    team, student = ensemble(COUNTS, by_class_counts), network(9)
     joint = Joint(inversion(steps=1), batch_size=64)
-    made = joint(team, student, pool, TASK, rng())
+    made = joint(team, student, TASK, rng())
     assert set(made.y.tolist()) == {0, 1, 3}
     assert made.y.tolist() == sorted(made.y.tolist())
     per_client = PerClient(inversion(), batch_size=64)
@@ -62,7 +109,7 @@ def test_labels_that_nobody_owns_are_never_drawn() -> None:
 
 def test_without_counts_all_labels_are_drawn() -> None:
     team = ensemble((None, None))
-    made = Joint(inversion(steps=1), batch_size=64)(team, network(9), Pool(), TASK, rng())
+    made = Joint(inversion(steps=1), batch_size=64)(team, network(9), TASK, rng())
     assert set(made.y.tolist()) == {0, 1, 2, 3}
     drawn_clients = {PerClient(inversion()).draw(team, 4, rng(seed))[0] for seed in range(20)}
     assert drawn_clients == {0, 1}
@@ -90,21 +137,16 @@ def test_per_client_draws_by_the_formula() -> None:
 
 def test_joint_labels_are_uniform_over_owned_classes() -> None:
     made = Joint(inversion(steps=1, terms={"oh": OneHot()}), batch_size=3000)
-    y = made(ensemble(), network(9), Pool(), TASK, rng()).y
+    y = made(ensemble(), network(9), TASK, rng()).y
     # 1000 each, standard deviation 26.
     assert all(abs(count - 1000) < 130 for count in torch.bincount(y, minlength=4)[[0, 1, 3]].tolist())
 
 
 @pytest.mark.parametrize("kind", [Joint, PerClient])
-def test_images_are_stored_with_the_labels_of_the_whole_ensemble(kind: type[Joint] | type[PerClient]) -> None:
-    team, pool = ensemble(COUNTS, by_class_counts, first_client=5), Pool()
-    made = kind(inversion(), batch_size=8)(team, network(9), pool, TASK, rng())
-    stored = pool.get(torch.arange(8))
-    assert (stored.x - made.x).abs().max() <= 0.5 / 255 + 1e-6
-    assert torch.equal(stored.y, made.y)
-    torch.testing.assert_close(stored.labels, team.label(made.x))
-    ids = set(stored.client.tolist())
-    assert ids == {-1} if kind is Joint else ids < {5, 15, 25}
+def test_a_batch_knows_its_client(kind: type[Joint] | type[PerClient]) -> None:
+    team = ensemble(COUNTS, by_class_counts, first_client=5)
+    made = kind(inversion(), batch_size=8)(team, network(9), TASK, rng())
+    assert made.client == -1 if kind is Joint else made.client in {5, 15, 25}
 
 
 def test_a_client_is_inverted_with_its_own_model_alone() -> None:
@@ -118,20 +160,18 @@ def test_a_client_is_inverted_with_its_own_model_alone() -> None:
         return count
 
     handles = [model.register_forward_hook(watch(k)) for k, model in enumerate(team.models)]
-    made = PerClient(inversion(steps=7), batch_size=4)(team, network(9), pool := Pool(), TASK, rng())
+    made = PerClient(inversion(steps=7), batch_size=4)(team, network(9), TASK, rng())
     for handle in handles:
         handle.remove()
-    k = int(pool.get(torch.zeros(1, dtype=torch.int64)).client) // 10
-    # Seven steps of the one, and one pass of each for the labels.
-    assert passes == [8 if j == k else 1 for j in range(3)]
-    assert made.teacher_passes == 7
+    assert passes == [7 if j == made.client // 10 else 0 for j in range(3)]
+    assert team.passes == 7
 
 
 def test_each_client_has_its_own_generator_and_bank() -> None:
-    team, pool = ensemble(), Pool()
+    team = ensemble()
     made = PerClient(inversion(contrastive=contrast(), reset=False), batch_size=4)
     for seed in range(12):
-        made(team, network(9), pool, TASK, rng(seed))
+        made(team, network(9), TASK, rng(seed))
     assert set(made.inversions) == {0, 10, 20}
     sources, contrasts = [], []
     for loop in made.inversions.values():

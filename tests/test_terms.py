@@ -5,13 +5,16 @@ from typing import Any
 import pytest
 import reference
 import torch
-from tiny import SHAPE, ensemble, inversion, network, pixels, rng, rows
+from tiny import SHAPE, TASK, ensemble, inversion, look_of, network, pixels, rng, rows
 from torch import Tensor, nn
 
 from fl_cmi.batchnorm import observe
 from fl_cmi.models.lenet import LeNet
 from fl_cmi.synthesis.synthesizers import Joint, PerClient
-from fl_cmi.synthesis.terms import Adversarial, BatchNorm, Look, OneHot, look
+from fl_cmi.synthesis.terms.adversarial import Adversarial
+from fl_cmi.synthesis.terms.batch_norm import BatchNorm
+from fl_cmi.synthesis.terms.one_hot import OneHot
+from fl_cmi.synthesis.terms.term import Look, look
 from fl_cmi.types import ConfigError
 
 Y = torch.tensor([0, 0, 1, 1, 3, 3])
@@ -21,7 +24,7 @@ def made_up(mask_case: bool = False) -> Look:
     teacher, student = rows(5, seed=1), rows(5, seed=2)
     if mask_case:
         student[0], student[3] = teacher[0] * 0.5, teacher[3] * 0.5
-    return Look(torch.tensor([0, 1, 2, 3, 0]), teacher, [], student)
+    return look_of(torch.tensor([0, 1, 2, 3, 0]), teacher, student)
 
 
 @pytest.mark.parametrize("mask", ["agree", "disagree", "none"])
@@ -43,7 +46,7 @@ def test_adversarial_masks_add_up() -> None:
 
 def test_adversarial_of_an_equal_student_is_zero() -> None:
     teacher = rows(5, seed=1)
-    assert Adversarial()(Look(torch.zeros(5, dtype=torch.int64), teacher, [], teacher)).abs() < 1e-12
+    assert Adversarial()(look_of(torch.zeros(5, dtype=torch.int64), teacher, teacher)).abs() < 1e-12
 
 
 @pytest.mark.parametrize("mask", ["agree", "none"])
@@ -52,7 +55,7 @@ def test_gradient_of_adversarial_equals_finite_differences_on_both_sides(mask: A
     student = (teacher * 0.4 + 0.1 * rows(3, seed=5)).requires_grad_()
     y = torch.zeros(3, dtype=torch.int64)
     assert torch.autograd.gradcheck(
-        lambda t, s: Adversarial(mask=mask)(Look(y, t, [], s)), [teacher.requires_grad_(), student]
+        lambda t, s: Adversarial(mask=mask)(look_of(y, t, s)), [teacher.requires_grad_(), student]
     )
 
 
@@ -62,14 +65,14 @@ def test_onehot_equals_the_loops() -> None:
         OneHot()(seen), reference.cross_entropy(seen.teacher, seen.y), rtol=0.0, atol=1e-6
     )
     teacher = seen.teacher.clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda t: OneHot()(Look(seen.y, t, [], None)), [teacher])
+    assert torch.autograd.gradcheck(lambda t: OneHot()(look_of(seen.y, t, None)), [teacher])
 
 
 def test_batch_norm_term_is_the_mean_of_separate_clients() -> None:
     team, x = ensemble(), pixels(6)
     y = torch.zeros(6, dtype=torch.int64)
-    together = BatchNorm()(look(team, None, x, y))
-    alone = [BatchNorm()(look(team.only(k), None, x, y)) for k in range(3)]
+    together = BatchNorm()(look(team, None, x, y, TASK))
+    alone = [BatchNorm()(look(team.only(k), None, x, y, TASK)) for k in range(3)]
     torch.testing.assert_close(together, torch.stack(alone).mean())
     assert len({round(v.item(), 6) for v in alone}) == 3
     layers = []
@@ -91,7 +94,7 @@ def test_batch_norm_term_needs_batch_norm_in_every_teacher() -> None:
             synthesizer.check(team)
     no_bn = inversion(terms={"bn": BatchNorm(0.0), "oh": OneHot(1.0)})
     no_bn.check(team)
-    assert no_bn(team, network(9), Y, SHAPE, rng()).x.shape == (6, *SHAPE)
+    assert no_bn(team, network(9), Y, TASK, rng()).x.shape == (6, *SHAPE)
 
 
 def test_look_asks_the_student_only_where_a_term_does() -> None:
@@ -99,6 +102,6 @@ def test_look_asks_the_student_only_where_a_term_does() -> None:
         def forward(self, x: Tensor) -> Tensor:
             raise AssertionError("no term asks for the student")
 
-    inversion(terms={"oh": OneHot()})(ensemble(), Trap(), Y, SHAPE, rng())
+    inversion(terms={"oh": OneHot()})(ensemble(), Trap(), Y, TASK, rng())
     with pytest.raises(AssertionError, match="no term"):
-        inversion(terms={"adv": Adversarial()})(ensemble(), Trap(), Y, SHAPE, rng())
+        inversion(terms={"adv": Adversarial()})(ensemble(), Trap(), Y, TASK, rng())

@@ -6,18 +6,21 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import SHAPE, TASK, contrast, ensemble, inversion, network
+from tiny import SHAPE, TASK, contrast, ensemble, generator, inversion, network
 from torch import Tensor, nn
 
 from fl_cmi.augment import Identity
 from fl_cmi.bank import Pool
 from fl_cmi.distillation.distiller import Distiller
-from fl_cmi.distillation.transfer import GrowPool, transfer
+from fl_cmi.distillation.schedules import Alternate, GeneratorFirst, GrowPool
+from fl_cmi.distillation.targets import Sharpened
+from fl_cmi.distillation.transfer import Schedule, transfer
 from fl_cmi.ensemble import by_class_counts
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
+from fl_cmi.synthesis.source import TrainedGenerator
 from fl_cmi.synthesis.synthesizers import Joint, PerClient
-from fl_cmi.synthesis.terms import OneHot
+from fl_cmi.synthesis.terms.one_hot import OneHot
 from fl_cmi.types import ConfigError
 
 SGD = partial(torch.optim.SGD, lr=0.1)
@@ -33,7 +36,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def run(
     folder: Path,
-    schedule: GrowPool,
+    schedule: Schedule,
     synthesizer: Joint | PerClient | None = None,
     seed: int = 0,
     server_round: int = 1,
@@ -43,7 +46,7 @@ def run(
     pool, student, log = (
         Pool(),
         network(9),
-        MetricsLog(folder / f"{seed}-{server_round}-{schedule.steps}.jsonl"),
+        MetricsLog(folder / f"{seed}-{server_round}.jsonl"),
     )
     metrics = transfer(
         ensemble(combine=by_class_counts),
@@ -67,9 +70,9 @@ def run(
 def test_a_round_makes_and_teaches_what_the_schedule_says(tmp_path: Path) -> None:
     metrics, pool, student, log = run(tmp_path, GrowPool(epochs=3, batches=2, steps=4, evaluate_every=2))
     assert metrics["images"] == len(pool) == 3 * 2 * 6
-    assert metrics["teacher-passes"] == 3 * 2 * 2 * (
-        2 * 3
-    )  # epochs, batches, steps, two views of three teachers
+    assert (
+        metrics["teacher-passes"] == 3 * 2 * 2 * (2 * 3) + 3 * 2 * 3 + 3 * 4 * 3
+    )  # epochs, batches, steps, two views of three teachers; labels; lessons
     assert not equal(state_of(student), state_of(network(9)))
     names = [row["event"] for row in log]
     assert [row["num_images"] for row in log if row["event"] == "synthesis"] == [12, 24, 36]
@@ -136,8 +139,77 @@ def test_a_term_that_the_teachers_cannot_serve_is_refused_first(tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["epochs", "batches", "steps", "evaluate_every"])
-@pytest.mark.parametrize("value", [-1, 0.5])
-def test_schedule_out_of_range_is_named(name: str, value: float) -> None:
+def trained(steps: int = 1) -> Joint:
+    """A generator that is trained for the whole run."""
+    source = TrainedGenerator(generator, partial(torch.optim.Adam, lr=0.01))
+    return Joint(inversion(steps=steps, terms={"oh": OneHot()}, source=source), batch_size=6)
+
+
+def test_warmup_synthesizes_only_and_the_rate_counts_from_its_end(tmp_path: Path) -> None:
+    shares: list[float] = []
+
+    def schedule(done: float) -> float:
+        shares.append(done)
+        return 1.0
+
+    distiller = Distiller(SGD, schedule=schedule, batch_size=4)
+    _, pool, _, log = run(tmp_path, GrowPool(epochs=5, steps=2, warmup=3), distiller=distiller)
+    assert len(pool) == 5 * 6
+    assert shares == [0.0, 0.25, 0.5, 0.75]
+    assert [row["loss"] for row in log if row["event"] == "distillation"][:3] == [0.0] * 3
+    with pytest.raises(ConfigError, match="schedule.warmup=5"):
+        GrowPool(epochs=5, warmup=5)
+
+
+def test_alternating_trains_the_generator_and_teaches_fresh_images(tmp_path: Path) -> None:
+    schedule = Alternate(epochs=2, iterations=3, steps=4, show=10)
+    synthesizer = trained(steps=2)
+    metrics, pool, student, log = run(tmp_path, schedule, synthesizer)
+    # Three teachers: 2 generator steps and 4 lessons an iteration, and the labels of the images kept at the end.
+    assert metrics["teacher-passes"] == 3 * (2 * 3 * (2 + 4) + 1)
+    assert metrics["images"] == 2 * 3 * 6
+    assert len(pool) == 10
+    assert not equal(state_of(student), state_of(network(9)))
+    assert [row["num_images"] for row in log if row["event"] == "synthesis"] == [0, 10]
+    again = run(tmp_path / "again", schedule, trained(steps=2))
+    assert equal(state_of(student), state_of(again[2]))
+
+
+def test_generator_first_never_trains_the_generator_again(tmp_path: Path) -> None:
+    synthesizer = trained()
+    schedule = GeneratorFirst(generator_batches=5, epochs=2, steps=3, show=6, evaluate_every=1)
+    metrics, pool, _, log = run(tmp_path, schedule, synthesizer)
+    assert metrics["teacher-passes"] == 3 * (5 + 1 + 2 * 3)
+    assert len(pool) == 6
+    names = [row["event"] for row in log]
+    assert names.count("evaluate") == 2
+    source = synthesizer.inversion.source
+    assert isinstance(source, TrainedGenerator)
+    longer = trained()
+    run(tmp_path / "x", GeneratorFirst(generator_batches=5, epochs=4, steps=3, show=6), longer)
+    assert isinstance(longer.inversion.source, TrainedGenerator)
+    assert source.generator is not None
+    assert longer.inversion.source.generator is not None
+    assert equal(state_of(source.generator), state_of(longer.inversion.source.generator))
+
+
+@pytest.mark.parametrize("schedule", [Alternate(), GeneratorFirst()])
+def test_schedules_on_fresh_images_refuse_what_needs_a_pool(tmp_path: Path, schedule: Schedule) -> None:
+    with pytest.raises(ConfigError, match="source=GeneratorSource"):
+        run(tmp_path, schedule)
+    with pytest.raises(ConfigError, match="targets=Sharpened"):
+        run(tmp_path, schedule, trained(), distiller=Distiller(SGD, targets=Sharpened()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        *((GrowPool, name) for name in ("epochs", "batches", "steps", "evaluate_every", "warmup")),
+        *((Alternate, name) for name in ("epochs", "iterations", "steps", "evaluate_every", "show")),
+        *((GeneratorFirst, name) for name in ("generator_batches", "epochs", "steps", "show")),
+    ],
+)
+@pytest.mark.parametrize("value", [-1, 0.5, True])
+def test_schedule_out_of_range_is_named(kind: Any, name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"schedule.{name}={value}"):
-        GrowPool(**{name: value})  # type: ignore[arg-type]
+        kind(**{name: value})

@@ -1,6 +1,7 @@
 """Small clients, ensembles and images that many tests start from."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import reference
 import torch
@@ -13,8 +14,11 @@ from fl_cmi.models.generator import Generator
 from fl_cmi.models.initialize import initialize
 from fl_cmi.synthesis.contrast import Contrast
 from fl_cmi.synthesis.inversion import Inversion
-from fl_cmi.synthesis.source import GeneratorSource
-from fl_cmi.synthesis.terms import Adversarial, BatchNorm, OneHot, Term
+from fl_cmi.synthesis.source import GeneratorSource, Source
+from fl_cmi.synthesis.terms.adversarial import Adversarial
+from fl_cmi.synthesis.terms.batch_norm import BatchNorm
+from fl_cmi.synthesis.terms.one_hot import OneHot
+from fl_cmi.synthesis.terms.term import Look, Term
 from fl_cmi.types import Images, Shape, Task, Teacher
 
 SHAPE: Shape = (1, 8, 8)
@@ -79,6 +83,18 @@ def ensemble(
     )
 
 
+def look_of(
+    y: Tensor,
+    teacher: Tensor,
+    student: Tensor | None = None,
+    x: Tensor | None = None,
+    features: Sequence[Tensor] = (),
+) -> Look:
+    """A look of one made-up teacher without batch norm."""
+    images = pixels(len(y)).to(teacher.dtype) if x is None else x
+    return Look(images, y, teacher[None], teacher, [], features, student, TASK)
+
+
 def generator(shape: Shape) -> Generator:
     return Generator(shape, num_latents=6, width=2)
 
@@ -99,14 +115,15 @@ def inversion(
     contrastive: Contrast | None = None,
     global_view: Augment | None = None,
     reset: bool = True,
+    source: Source | None = None,
 ) -> Inversion:
     """All terms of CMI on a small generator."""
+    adam = partial(torch.optim.Adam, lr=0.01, betas=(0.5, 0.999))
     chosen: dict[str, Term] = {"bn": BatchNorm(1.0), "oh": OneHot(0.5), "adv": Adversarial(0.5)}
     return Inversion(
-        GeneratorSource(generator, reset),
+        GeneratorSource(generator, adam, reset) if source is None else source,
         chosen if terms is None else terms,
         contrastive,
         steps=steps,
-        learning_rate=0.01,
         global_view=global_view,
     )

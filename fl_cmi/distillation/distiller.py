@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from fl_cmi.augment import Augment, Identity
-from fl_cmi.bank import Pool
+from fl_cmi.bank import Draws
 from fl_cmi.distillation.targets import Fresh, Targets
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.losses import kl_divergence
@@ -74,12 +74,12 @@ class Lesson:
     def __call__(
         self,
         ensemble: Ensemble,
-        pool: Pool,
+        draws: Draws,
         steps: int,
         progress: tuple[float, float],
         rng: torch.Generator,
     ) -> float:
-        """Take `steps` steps with the learning rate of the share `progress` (from, to) of the round.
+        """Take `steps` steps on images of `draws`, at the learning rates of the share `progress` of the round.
 
         Returns:
             The mean loss.
@@ -92,14 +92,16 @@ class Lesson:
         self.student.train()
         losses = []
         for step in range(steps):
-            batch = pool.draw(d.batch_size, rng)
-            x, labels = batch.x, batch.labels.to(device)
-            aims = F.one_hot(batch.y, labels.shape[1]).float()
+            batch = draws.draw(d.batch_size, rng)
+            x, labels, aims = batch.x, batch.labels, None
+            if labels is not None and batch.y is not None:
+                aims = F.one_hot(batch.y, labels.shape[1]).float()
             mixed = d.mixup > 0 and bool(torch.rand((), generator=rng) < d.mixup)
             if mixed:
                 x, aims = blend(x, aims, rng)
             x = d.augment(x.to(device), rng)
-            targets = d.targets(ensemble, x, None if mixed else labels, aims.to(device))
+            cached = None if mixed or labels is None else labels.to(device)
+            targets = d.targets(ensemble, x, cached, None if aims is None else aims.to(device))
             loss = kl_divergence(targets, self.student(x), d.temperature)
             self.set_rate(progress[0] + (progress[1] - progress[0]) * step / steps)
             self.optimizer.zero_grad(set_to_none=True)
@@ -112,9 +114,10 @@ class Lesson:
         return sum(losses) / len(losses) if losses else 0.0
 
 
-def blend(x: Tensor, aims: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+def blend(x: Tensor, aims: Tensor | None, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
     """`l x_i + (1 - l) x_j` with j from a permutation of the batch and l ~ U(0, 1) per image; labels likewise."""
     other = torch.randperm(len(x), generator=rng)
     share = torch.rand(len(x), 1, generator=rng)
-    wide = share[:, :, None, None]
-    return wide * x + (1 - wide) * x[other], share * aims + (1 - share) * aims[other]
+    wide = share[:, :, None, None].to(x.device)
+    blended = wide * x + (1 - wide) * x[other]
+    return blended, None if aims is None else share * aims + (1 - share) * aims[other]

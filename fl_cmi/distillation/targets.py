@@ -18,16 +18,19 @@ class Targets(Protocol):
     Args:
         ensemble: The teachers.
         seen: The images, augmented and perhaps mixed.
-        labels: Log-probabilities that the pool has cached, or None where mixing made them void.
-        aims: One-hot labels that the images were inverted for, mixed as the images are.
+        labels: Log-probabilities that the pool has cached, or None where there are none or mixing made them void.
+        aims: One-hot labels that the images were inverted for, mixed as the images are; None where there are none.
     """
+
+    needs_pool: bool
+    """Whether the images must come from a pool, which knows what they were inverted for."""
 
     def __call__(
         self,
         ensemble: Ensemble,
         seen: Float[Tensor, "batch channels height width"],
         labels: Float[Tensor, "batch classes"] | None,
-        aims: Float[Tensor, "batch classes"],
+        aims: Float[Tensor, "batch classes"] | None,
     ) -> Float[Tensor, "batch classes"]:
         """The targets."""
         ...
@@ -36,13 +39,15 @@ class Targets(Protocol):
 class Fresh:
     """The ensemble's logits for the augmented images (CMI, DENSE): K teacher passes a step."""
 
+    needs_pool = False
+
     @torch.no_grad()
     def __call__(
         self,
         ensemble: Ensemble,
         seen: Float[Tensor, "batch channels height width"],
         labels: Float[Tensor, "batch classes"] | None,
-        aims: Float[Tensor, "batch classes"],
+        aims: Float[Tensor, "batch classes"] | None,
     ) -> Float[Tensor, "batch classes"]:
         """Combined logits of `seen`."""
         return ensemble(seen)
@@ -62,6 +67,8 @@ class Sharpened:
         mix: m in [0, 1].
     """
 
+    needs_pool = True
+
     def __init__(self, sharpen: float = 4.0, mix: float = 0.5) -> None:
         if sharpen <= 0:
             raise ConfigError("distiller.targets.sharpen", sharpen, "a number > 0")
@@ -74,9 +81,10 @@ class Sharpened:
         ensemble: Ensemble,
         seen: Float[Tensor, "batch channels height width"],
         labels: Float[Tensor, "batch classes"] | None,
-        aims: Float[Tensor, "batch classes"],
+        aims: Float[Tensor, "batch classes"] | None,
     ) -> Float[Tensor, "batch classes"]:
         """`log q`."""
+        assert aims is not None, "checked by the schedule"
         labels = ensemble.label(seen) if labels is None else labels
         sharp = (self.sharpen * labels).softmax(dim=1)
         return ((1 - self.mix) * sharp + self.mix * aims).clamp(min=1e-12).log()

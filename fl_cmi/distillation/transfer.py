@@ -1,46 +1,130 @@
-"""One round of knowledge transfer: synthesis and distillation, alternating as the schedule says."""
+"""One round of knowledge transfer from an ensemble to a student, and what its schedule may do in it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import nn
 
-from fl_cmi.bank import Pool
-from fl_cmi.distillation.distiller import Distiller
+from fl_cmi.bank import Draws, Pool, PoolBatch
+from fl_cmi.distillation.distiller import Distiller, Lesson
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
 from fl_cmi.rng import stream
+from fl_cmi.synthesis.inversion import Inverted
 from fl_cmi.synthesis.synthesizers import Synthesizer
-from fl_cmi.types import ConfigError, Task
+from fl_cmi.types import Task
 
-__all__ = ["GrowPool", "transfer"]
+__all__ = ["FreshImages", "Schedule", "Transfer", "transfer"]
 
 
-@dataclass(frozen=True)
-class GrowPool:
-    """In every epoch add `batches` batches to the pool, then take `steps` distillation steps on the whole pool.
+class Schedule(Protocol):
+    """How synthesis and distillation alternate in a round."""
 
-    CMI's schedule is 200 epochs of 1 batch and 400 steps; 1 epoch of many batches is the offline schedule.
+    def __call__(self, transfer: "Transfer") -> None:
+        """Carry the round out."""
+        ...
+
+    def check(self, synthesizer: Synthesizer, distiller: Distiller) -> None:
+        """Raise ConfigError where the schedule cannot use these."""
+        ...
+
+
+@dataclass
+class Transfer:
+    """A round's state, and the three things that a schedule does: synthesize, distil and look at the student.
+
+    Every batch and every lesson has its own random stream, so leaving one out shifts no other.
 
     Args:
-        epochs: Number of times, >= 1.
-        batches: Batches synthesized in an epoch, >= 1.
-        steps: Distillation steps in an epoch, >= 0.
-        evaluate_every: Epochs between two looks at the student (for the curve only: nothing is selected by it).
+        ensemble: The teachers.
+        student: The model to teach, in place.
+        synthesizer: Makes images.
+        lesson: Teaches them.
+        pool: Keeps them.
+        task: What the models have to fit.
+        seed: Of the run.
+        server_round: Number of the round, from 1.
+        progress: Shows phases.
+        log: Writes `metrics.jsonl`.
+        evaluate: Test accuracy of the student, in [0, 1]; for the curve only, nothing is selected by it.
     """
 
-    epochs: int = 200
-    batches: int = 1
-    steps: int = 400
-    evaluate_every: int = 10
+    ensemble: Ensemble
+    student: nn.Module
+    synthesizer: Synthesizer
+    lesson: Lesson
+    pool: Pool
+    task: Task
+    seed: int
+    server_round: int
+    progress: Progress
+    log: MetricsLog
+    evaluate: Callable[[nn.Module], float]
+    num_batches: int = 0
+    num_lessons: int = 0
+    num_images: int = 0
+    loss: float = 0.0
+    inverted: dict[str, float] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batches", 1), ("steps", 0), ("evaluate_every", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ConfigError(f"schedule.{name}", value, f"an integer >= {least}")
+    def stream(self, what: str, number: int) -> torch.Generator:
+        """The random stream of batch or lesson `number`."""
+        return stream(self.seed, what, "round", self.server_round, "number", number)
+
+    def invert(self, batches: int) -> list[Inverted]:
+        """Synthesize so many batches."""
+        made = []
+        with self.progress.phase("synthesis"):
+            for _ in range(batches):
+                rng = self.stream("synthesis", self.num_batches)
+                made.append(self.synthesizer(self.ensemble, self.student, self.task, rng))
+                self.num_batches += 1
+                self.num_images += len(made[-1].y)
+                self.inverted = made[-1].losses
+        return made
+
+    def grow(self, batches: int) -> None:
+        """Synthesize so many batches and put them into the pool, labelled by the whole ensemble."""
+        for _ in range(batches):
+            (made,) = self.invert(1)
+            with self.progress.phase("synthesis"):
+                self.pool.add(made.x, made.y, self.ensemble.label(made.x), made.client)
+
+    def distil(self, draws: Draws, steps: int, share: tuple[float, float]) -> None:
+        """Teach the student for so many steps, with the learning rate of the share (from, to) of the round."""
+        if steps:
+            with self.progress.phase("distillation"):
+                rng = self.stream("distillation", self.num_lessons)
+                self.loss = self.lesson(self.ensemble, draws, steps, share, rng)
+            self.num_lessons += 1
+
+    def report(self, epoch: int, look: bool) -> None:
+        """Log the losses as they stand and, where wanted, the student's accuracy."""
+        where = {"round": self.server_round, "epoch": epoch}
+        self.log.write("synthesis", **where, num_images=len(self.pool), **self.inverted)
+        self.log.write("distillation", **where, loss=self.loss)
+        if look:
+            with self.progress.phase("evaluation"):
+                self.log.write("evaluate", **where, accuracy=self.evaluate(self.student))
+
+    def note(self) -> str:
+        """The state in a line."""
+        return f"pool {len(self.pool):,}  inversion {self.inverted['total']:.3f}  kd {self.loss:.3f}"
+
+
+class FreshImages:
+    """Images that a trained generator makes for the step at hand; nothing of them is kept."""
+
+    def __init__(self, transfer: Transfer) -> None:
+        self.transfer = transfer
+
+    def draw(self, batch_size: int, rng: torch.Generator) -> PoolBatch:
+        """New images, without labels."""
+        t = self.transfer
+        x = t.synthesizer.sample(t.ensemble, t.task, batch_size, rng)
+        return PoolBatch(x, None, None, torch.full((batch_size,), -1), torch.full((batch_size,), -1))
 
 
 def transfer(
@@ -49,7 +133,7 @@ def transfer(
     synthesizer: Synthesizer,
     distiller: Distiller,
     pool: Pool,
-    schedule: GrowPool,
+    schedule: Schedule,
     *,
     task: Task,
     seed: int,
@@ -60,34 +144,25 @@ def transfer(
 ) -> dict[str, float]:
     """Teach `student`, in place, what `ensemble` knows.
 
-    Every batch and every lesson has its own random stream, so leaving one out shifts no other.
-
     Returns:
         Teacher passes, images synthesized and the last loss of distillation.
     """
+    schedule.check(synthesizer, distiller)
     synthesizer.check(ensemble)
-    lesson = distiller.begin(student)
-    teacher_passes, images, loss = 0, 0, 0.0
-
-    def name(what: str, number: int) -> torch.Generator:
-        return stream(seed, what, "round", server_round, "number", number)
-
-    with progress.phase("transfer", total=schedule.epochs) as phase:
-        for epoch in range(schedule.epochs):
-            with progress.phase("synthesis"):
-                for batch in range(schedule.batches):
-                    number = epoch * schedule.batches + batch
-                    made = synthesizer(ensemble, student, pool, task, name("synthesis", number))
-                    teacher_passes, images = teacher_passes + made.teacher_passes, images + len(made.y)
-            log.write("synthesis", round=server_round, epoch=epoch + 1, num_images=len(pool), **made.losses)
-            with progress.phase("distillation"):
-                share = epoch / schedule.epochs, (epoch + 1) / schedule.epochs
-                if schedule.steps:
-                    loss = lesson(ensemble, pool, schedule.steps, share, name("distillation", epoch))
-            log.write("distillation", round=server_round, epoch=epoch + 1, loss=loss)
-            if (epoch + 1) % schedule.evaluate_every == 0 or epoch + 1 == schedule.epochs:
-                with progress.phase("evaluation"):
-                    accuracy = evaluate(student)
-                log.write("evaluate", round=server_round, epoch=epoch + 1, accuracy=accuracy)
-            phase.advance(1, note=f"pool {len(pool):,}  inversion {made.losses['total']:.3f}  kd {loss:.3f}")
-    return {"teacher-passes": float(teacher_passes), "images": float(images), "kd-loss": loss}
+    before = ensemble.passes
+    state = Transfer(
+        ensemble,
+        student,
+        synthesizer,
+        distiller.begin(student),
+        pool,
+        task,
+        seed,
+        server_round,
+        progress,
+        log,
+        evaluate,
+    )
+    schedule(state)
+    passes = float(ensemble.passes - before)
+    return {"teacher-passes": passes, "images": float(state.num_images), "kd-loss": state.loss}

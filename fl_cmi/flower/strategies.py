@@ -9,7 +9,7 @@ from torch import nn
 
 from fl_cmi.bank import Pool
 from fl_cmi.distillation.distiller import Distiller
-from fl_cmi.distillation.transfer import GrowPool, transfer
+from fl_cmi.distillation.transfer import Schedule, transfer
 from fl_cmi.ensemble import Combine, Ensemble
 from fl_cmi.flower.records import to_record, unpack_updates
 from fl_cmi.sides import ServerSide
@@ -46,7 +46,7 @@ class FedCmi(FedAvg):
         combine: Combine,
         synthesizer: Synthesizer,
         distiller: Distiller,
-        schedule: GrowPool,
+        schedule: Schedule,
         pool: Pool,
         side: ServerSide,
         student_start: Literal["previous", "average", "scratch"] = "previous",
@@ -62,7 +62,8 @@ class FedCmi(FedAvg):
         self.schedule, self.pool, self.side = schedule, pool, side
         self.student_start, self.keep_pool = student_start, keep_pool
         self.previous: State | None = None
-        # A term that these models cannot serve is refused before any client trains.
+        # What these models and parts cannot serve is refused before any client trains.
+        schedule.check(synthesizer, distiller)
         synthesizer.check(side.untrained_ensemble(combine))
 
     def aggregate_train(

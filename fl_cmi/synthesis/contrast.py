@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fl_cmi.augment import Augment, ResizedCropFlip
 from fl_cmi.bank import Bank
-from fl_cmi.batchnorm import observe, pooled_inputs
+from fl_cmi.batchnorm import pooled_inputs
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.losses import info_nce
 from fl_cmi.models.initialize import initialize
@@ -23,12 +23,7 @@ Features = Float[Tensor, "batch features"]
 
 def features(ensemble: Ensemble, x: Float[Tensor, "batch channels height width"]) -> Features:
     """Pooled batch-norm inputs of every teacher, side by side: clients share no axes to average."""
-    found = []
-    for model in ensemble.models:
-        with observe(model) as seen:
-            model(x)
-        found.append(pooled_inputs(seen))
-    return torch.cat(found, dim=1)
+    return torch.cat([pooled_inputs(seen) for seen in ensemble.observe(x).seen], dim=1)
 
 
 class Contrast:

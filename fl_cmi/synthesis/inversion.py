@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -12,8 +13,8 @@ from fl_cmi.batchnorm import pooled_inputs
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.synthesis.contrast import Contrast, features
 from fl_cmi.synthesis.source import Source
-from fl_cmi.synthesis.terms import Term, look
-from fl_cmi.types import ConfigError, Shape
+from fl_cmi.synthesis.terms.term import Term, look
+from fl_cmi.types import ConfigError, Task
 
 __all__ = ["Inversion", "Inverted"]
 
@@ -26,13 +27,13 @@ class Inverted:
         x: Images in [0, 1], not augmented.
         y: The labels they were driven to.
         losses: Each term, unweighted, and `total`, at the kept iterate.
-        teacher_passes: Forward passes of single teachers over the batch.
+        client: Partition id of the client whose model was inverted, -1 where it was several.
     """
 
     x: Float[Tensor, "batch channels height width"]
     y: Int[Tensor, " batch"]
     losses: dict[str, float]
-    teacher_passes: int
+    client: int = -1
 
 
 class Inversion:
@@ -50,12 +51,12 @@ class Inversion:
 
     Args:
         source: What is optimized.
-        terms: Named terms.
+        terms: Named terms; those of weight 0 are left out.
         contrast: The contrastive term, or None.
         steps: Optimizer steps on one batch.
-        learning_rate: Of Adam on the source.
-        betas: Of Adam on the source.
         global_view: Augmentation of the global view.
+        keep: The `best` iterate by total loss (CMI), or the `last` one before the final step.
+        student_mode: `eval` (CMI), or `train`: the student's batch norm uses the batch at hand (DFAD).
     """
 
     def __init__(
@@ -64,16 +65,21 @@ class Inversion:
         terms: Mapping[str, Term],
         contrast: Contrast | None = None,
         steps: int = 200,
-        learning_rate: float = 1e-3,
-        betas: tuple[float, float] = (0.5, 0.999),
         global_view: Augment | None = None,
+        keep: Literal["best", "last"] = "best",
+        student_mode: Literal["eval", "train"] = "eval",
     ) -> None:
         if not isinstance(steps, int) or steps < 1:
-            raise ConfigError("synthesizer...steps", steps, "an integer >= 1")
-        self.source = source
+            raise ConfigError("synthesizer.inversion.steps", steps, "an integer >= 1")
+        if keep not in ("best", "last"):
+            raise ConfigError("synthesizer.inversion.keep", keep, "best or last")
+        if student_mode not in ("eval", "train"):
+            raise ConfigError("synthesizer.inversion.student_mode", student_mode, "eval or train")
+        self.source, self.steps, self.keep, self.student_mode = source, steps, keep, student_mode
         self.contrast = contrast if contrast is not None and contrast.weight > 0 else None
         self.terms = {name: term for name, term in terms.items() if term.weight > 0}
-        self.steps, self.learning_rate, self.betas = steps, learning_rate, (betas[0], betas[1])
+        if not self.terms and self.contrast is None:
+            raise ConfigError("synthesizer.inversion.terms", "{}", "at least one term with a weight > 0")
         self.global_view: Augment = Identity() if global_view is None else global_view
 
     def check(self, ensemble: Ensemble) -> None:
@@ -88,27 +94,25 @@ class Inversion:
         ensemble: Ensemble,
         student: nn.Module,
         y: Int[Tensor, " batch"],
-        shape: Shape,
+        task: Task,
         rng: torch.Generator,
     ) -> Inverted:
         """Synthesize one image for each label.
 
-        The student is used in eval mode and, like the teachers, without gradients for its weights; both are restored.
+        The student, like the teachers, gets no gradients for its weights; its mode and flags are restored.
 
         Raises:
             FloatingPointError: If a term is not finite; it names the term and the step.
         """
         device = ensemble.num_examples_K.device
-        contrast = self.contrast
-        variables = self.source.begin(shape, len(y), rng, device)
-        optimizer = torch.optim.Adam(variables, self.learning_rate, self.betas)
-        y = y.to(device)
-        with_student = any(term.student for term in self.terms.values())
+        contrast, y = self.contrast, y.to(device)
+        self.source.begin(task, y, rng, device)
+        learner = student if any(term.student for term in self.terms.values()) else None
         best, kept = float("inf"), None
-        with frozen(student):
+        with frozen(student, training=self.student_mode == "train"):
             for step in range(self.steps):
                 x = self.source.images()
-                seen = look(ensemble, student if with_student else None, self.global_view(x, rng), y)
+                seen = look(ensemble, learner, self.global_view(x, rng), y, task)
                 losses = {name: term(seen) for name, term in self.terms.items()}
                 total = sum(
                     (self.terms[name].weight * loss for name, loss in losses.items()), torch.zeros(())
@@ -123,19 +127,20 @@ class Inversion:
                     total = total + contrast.weight * losses["contrast"]
                     views = local.detach(), global_
                 value = finite(total, losses, step)
-                if value < best:
+                if value < best or self.keep == "last":
                     best, kept = value, (x.detach().clone(), views, losses)
-                optimizer.zero_grad(set_to_none=True)
                 total.backward()
-                optimizer.step()
+                self.source.step()
                 if contrast is not None:
                     contrast.step()
         assert kept is not None
         image, views, losses = kept
         if contrast is not None and views is not None:
             contrast.remember(*views)
-        passes = self.steps * len(ensemble) * (1 if contrast is None else 2)
-        return Inverted(image, y, {**{k: v.item() for k, v in losses.items()}, "total": best}, passes)
+        self.source.finish()
+        for term in self.terms.values():
+            term.finish()
+        return Inverted(image, y, {**{k: v.item() for k, v in losses.items()}, "total": best})
 
 
 def finite(total: Tensor, losses: Mapping[str, Tensor], step: int) -> float:
@@ -148,15 +153,15 @@ def finite(total: Tensor, losses: Mapping[str, Tensor], step: int) -> float:
 
 
 class frozen:  # noqa: N801 - reads as a verb in `with frozen(student):`
-    """Context: a model in eval mode and without weight gradients; mode and flags are put back afterwards."""
+    """Context: a model without weight gradients, in eval mode unless told; mode and flags are put back afterwards."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, training: bool = False) -> None:
+        self.model, self.mode = model, training
 
     def __enter__(self) -> None:
         self.training = {module: module.training for module in self.model.modules()}
         self.flags = [(p, p.requires_grad) for p in self.model.parameters()]
-        self.model.eval().requires_grad_(False)
+        self.model.train(self.mode).requires_grad_(False)
 
     def __exit__(self, *_: object) -> None:
         for module, mode in self.training.items():

@@ -1,62 +1,158 @@
 """Where images come from: the thing that is optimized during inversion."""
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from fl_cmi.models.generator import Generator
-from fl_cmi.types import Shape
+from fl_cmi.types import Shape, Task
 
-__all__ = ["GeneratorSource", "Source"]
+__all__ = ["GeneratorSource", "Samples", "Source", "TrainedGenerator"]
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
 class Source(Protocol):
-    """Images as a function of parameters that an inversion optimizes."""
+    """Images as a function of parameters, and the optimizer that moves these."""
 
-    def begin(
-        self, shape: Shape, batch_size: int, rng: torch.Generator, device: torch.device
-    ) -> list[nn.Parameter]:
-        """Start a new batch; return what is to be optimized."""
+    def begin(self, task: Task, y: Int[Tensor, " batch"], rng: torch.Generator, device: torch.device) -> None:
+        """Start a new batch that is to show the labels y."""
         ...
 
     def images(self) -> Float[Tensor, "batch channels height width"]:
         """The batch in [0, 1], as a function of the parameters."""
         ...
 
+    def step(self) -> None:
+        """Follow the gradients of the last backward pass, and clear them."""
+        ...
+
+    def finish(self) -> None:
+        """The batch is over: what outlives it is updated here."""
+        ...
+
+
+@runtime_checkable
+class Samples(Protocol):
+    """A source that can make any number of images without being optimized for them."""
+
+    def sample(
+        self, task: Task, batch_size: int, rng: torch.Generator, device: torch.device
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Fresh images, without gradient."""
+        ...
+
 
 class GeneratorSource:
-    """`x = G(z)`: a generator and the batch's latents, both optimized.
+    """`x = G(z)`: a generator and the batch's latents, both optimized, by a new optimizer for each batch.
 
     The generator stays in train mode: its batch norm uses the statistics of the batch at hand.
 
     Args:
         generator: Makes a generator for an image shape; it has `reset(rng)` and `num_latents`.
+        optimizer: Makes the optimizer of weights and latents.
         reset: True re-initializes the generator for each batch (CMI, paper); False lets it go on from the last batch.
     """
 
-    def __init__(self, generator: Callable[[Shape], Generator], reset: bool = True) -> None:
-        self.make, self.reset = generator, reset
+    def __init__(
+        self, generator: Callable[[Shape], Generator], optimizer: MakeOptimizer, reset: bool = True
+    ) -> None:
+        self.make, self.make_optimizer, self.reset = generator, optimizer, reset
         self.generator: Generator | None = None
         self.latents: nn.Parameter | None = None
+        self.optimizer: Optimizer | None = None
 
-    def begin(
-        self, shape: Shape, batch_size: int, rng: torch.Generator, device: torch.device
-    ) -> list[nn.Parameter]:
+    def begin(self, task: Task, y: Int[Tensor, " batch"], rng: torch.Generator, device: torch.device) -> None:
         """Draw z ~ N(0, I) and, where wanted, new weights."""
         if self.generator is None:
-            self.generator = self.make(shape)
+            self.generator = self.make(task.shape)
             self.generator.reset(rng)
         elif self.reset:
             self.generator.reset(rng)
         self.generator.to(device).to(memory_format=torch.channels_last).train()
-        latents = torch.randn(batch_size, self.generator.num_latents, generator=rng)
+        latents = torch.randn(len(y), self.generator.num_latents, generator=rng)
         self.latents = nn.Parameter(latents.to(device))
-        return [*self.generator.parameters(), self.latents]
+        self.optimizer = self.make_optimizer([*self.generator.parameters(), self.latents])
 
     def images(self) -> Float[Tensor, "batch channels height width"]:
         """G(z) for the latents as they stand."""
         assert self.generator is not None and self.latents is not None, "begin() comes first"
         return self.generator(self.latents)
+
+    def step(self) -> None:
+        """One step of weights and latents."""
+        follow(self.optimizer)
+
+    def finish(self) -> None:
+        """Nothing outlives the batch but the weights themselves."""
+
+
+class TrainedGenerator:
+    """`x = G(z)` with new latents z ~ N(0, I) at every step: only the weights learn, by one optimizer for the run.
+
+    The generators of DAFL, ZSKT, DFAD, DFQ and RDSKD.
+
+    Args:
+        generator: Makes a generator for an image shape; it has `reset(rng)` and `num_latents`.
+        optimizer: Makes the optimizer of the weights.
+        sample_in_train_mode: Whether `sample` uses the statistics of its own batch (DFAD) instead of running ones.
+    """
+
+    def __init__(
+        self,
+        generator: Callable[[Shape], Generator],
+        optimizer: MakeOptimizer,
+        sample_in_train_mode: bool = False,
+    ) -> None:
+        self.make, self.make_optimizer = generator, optimizer
+        self.sample_in_train_mode = sample_in_train_mode
+        self.generator: Generator | None = None
+        self.optimizer: Optimizer | None = None
+
+    def begin(self, task: Task, y: Int[Tensor, " batch"], rng: torch.Generator, device: torch.device) -> None:
+        """Make the generator at the first batch; take the stream of this one."""
+        self.built(task, rng, device).train()
+        self.batch_size, self.rng, self.device = len(y), rng, device
+
+    def built(self, task: Task, rng: torch.Generator, device: torch.device) -> Generator:
+        """The generator, made and initialized when it is first asked for."""
+        if self.generator is None:
+            self.generator = self.make(task.shape)
+            self.generator.reset(rng)
+            self.generator.to(device).to(memory_format=torch.channels_last)
+            self.optimizer = self.make_optimizer(self.generator.parameters())
+        return self.generator
+
+    def images(self) -> Float[Tensor, "batch channels height width"]:
+        """G(z) for new latents."""
+        assert self.generator is not None, "begin() comes first"
+        latents = torch.randn(self.batch_size, self.generator.num_latents, generator=self.rng)
+        return self.generator(latents.to(self.device))
+
+    def step(self) -> None:
+        """One step of the weights."""
+        follow(self.optimizer)
+
+    def finish(self) -> None:
+        """Nothing to do: weights and optimizer go on."""
+
+    @torch.no_grad()
+    def sample(
+        self, task: Task, batch_size: int, rng: torch.Generator, device: torch.device
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Images of fresh latents."""
+        generator = self.built(task, rng, device).train(self.sample_in_train_mode)
+        latents = torch.randn(batch_size, generator.num_latents, generator=rng)
+        x: Tensor = generator(latents.to(device))
+        return x
+
+
+def follow(optimizer: Optimizer | None) -> None:
+    """One step and cleared gradients."""
+    assert optimizer is not None, "begin() comes first"
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)

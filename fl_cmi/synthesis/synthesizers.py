@@ -1,31 +1,40 @@
 """Which teachers are inverted for which labels: all of them jointly, or one client at a time."""
 
 import copy
+from dataclasses import replace
 from typing import Protocol
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from fl_cmi.bank import Pool
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.synthesis.inversion import Inversion, Inverted
+from fl_cmi.synthesis.source import Samples
 from fl_cmi.types import ConfigError, Task
 
 __all__ = ["Joint", "PerClient", "Synthesizer"]
 
 
 class Synthesizer(Protocol):
-    """Adds one batch of images to a pool."""
+    """Makes images from the teachers, a batch at a time."""
 
     def check(self, ensemble: Ensemble) -> None:
         """Raise ConfigError where these teachers lack what the method needs."""
         ...
 
-    def __call__(
-        self, ensemble: Ensemble, student: nn.Module, pool: Pool, task: Task, rng: torch.Generator
-    ) -> Inverted:
-        """Synthesize, label and store; return the batch."""
+    def __call__(self, ensemble: Ensemble, student: nn.Module, task: Task, rng: torch.Generator) -> Inverted:
+        """Synthesize one batch."""
+        ...
+
+    def check_sample(self) -> None:
+        """Raise ConfigError where `sample` cannot work, because images exist only once they are optimized."""
+        ...
+
+    def sample(
+        self, ensemble: Ensemble, task: Task, batch_size: int, rng: torch.Generator
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Fresh images of a trained generator, without gradient and without optimizing for them."""
         ...
 
 
@@ -40,6 +49,23 @@ def checked_batch_size(batch_size: int) -> int:
             "synthesizer.batch_size", batch_size, "an integer >= 2 (statistics need two images)"
         )
     return batch_size
+
+
+def sampling(inversion: Inversion) -> Samples:
+    """The inversion's source, as one that makes images on demand.
+
+    Raises:
+        ConfigError: If its images exist only once they are optimized.
+    """
+    source = inversion.source
+    if not isinstance(source, Samples):
+        raise ConfigError(
+            "synthesizer.inversion.source",
+            type(source).__name__,
+            "a generator that is trained for the whole run, such as TrainedGenerator, because the schedule"
+            " draws fresh images",
+        )
+    return source
 
 
 class Joint:
@@ -60,16 +86,22 @@ class Joint:
         """As the inversion's terms."""
         self.inversion.check(ensemble)
 
-    def __call__(
-        self, ensemble: Ensemble, student: nn.Module, pool: Pool, task: Task, rng: torch.Generator
-    ) -> Inverted:
-        """One batch, labelled by the ensemble."""
+    def __call__(self, ensemble: Ensemble, student: nn.Module, task: Task, rng: torch.Generator) -> Inverted:
+        """One batch of all teachers."""
         owned = ensemble.owned_classes
         classes = torch.arange(task.num_classes) if owned is None else owned.cpu()
         y = classes[torch.randint(len(classes), (self.batch_size,), generator=rng)].sort().values
-        made = self.inversion(ensemble, student, y, task.shape, rng)
-        pool.add(made.x, made.y, ensemble.label(made.x))
-        return made
+        return self.inversion(ensemble, student, y, task, rng)
+
+    def check_sample(self) -> None:
+        """The source must be a generator trained for the whole run."""
+        sampling(self.inversion)
+
+    def sample(
+        self, ensemble: Ensemble, task: Task, batch_size: int, rng: torch.Generator
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Images of the one generator."""
+        return sampling(self.inversion).sample(task, batch_size, rng, ensemble.num_examples_K.device)
 
 
 class PerClient:
@@ -95,16 +127,30 @@ class PerClient:
         """As the inversion's terms, for every client."""
         self.template.check(ensemble)
 
-    def __call__(
-        self, ensemble: Ensemble, student: nn.Module, pool: Pool, task: Task, rng: torch.Generator
-    ) -> Inverted:
-        """One batch of one client, labelled by the ensemble."""
+    def __call__(self, ensemble: Ensemble, student: nn.Module, task: Task, rng: torch.Generator) -> Inverted:
+        """One batch of one client."""
         k, y = self.draw(ensemble, task.num_classes, rng)
         client = ensemble.teachers[k].client
-        inversion = self.inversions.setdefault(client, copy.deepcopy(self.template))
-        made = inversion(ensemble.only(k), student, y, task.shape, rng)
-        pool.add(made.x, made.y, ensemble.label(made.x), client)
-        return made
+        made = self.inversion_of(client)(ensemble.only(k), student, y, task, rng)
+        return replace(made, client=client)
+
+    def check_sample(self) -> None:
+        """The source must be a generator trained for the whole run."""
+        sampling(self.template)
+
+    def sample(
+        self, ensemble: Ensemble, task: Task, batch_size: int, rng: torch.Generator
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Images of one client's generator, the client drawn as for a batch."""
+        k, _ = self.draw(ensemble, task.num_classes, rng)
+        source = sampling(self.inversion_of(ensemble.teachers[k].client))
+        return source.sample(task, batch_size, rng, ensemble.num_examples_K.device)
+
+    def inversion_of(self, client: int) -> Inversion:
+        """The client's own inversion, copied from the template when it is first asked for."""
+        if client not in self.inversions:
+            self.inversions[client] = copy.deepcopy(self.template)
+        return self.inversions[client]
 
     def draw(
         self, ensemble: Ensemble, classes: int, rng: torch.Generator

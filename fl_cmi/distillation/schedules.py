@@ -1,0 +1,165 @@
+"""How synthesis and distillation alternate."""
+
+from dataclasses import dataclass, fields
+
+from fl_cmi.distillation.distiller import Distiller
+from fl_cmi.distillation.transfer import FreshImages, Transfer
+from fl_cmi.synthesis.synthesizers import Synthesizer
+from fl_cmi.types import ConfigError
+
+__all__ = ["Alternate", "GeneratorFirst", "GrowPool"]
+
+
+@dataclass(frozen=True)
+class GrowPool:
+    """In every epoch add `batches` batches to the pool, then take `steps` distillation steps on the whole pool.
+
+    CMI's schedule is 200 epochs of 1 batch and 400 steps; 1 epoch of many batches is the offline schedule.
+
+    Args:
+        epochs: Number of times, >= 1.
+        batches: Batches synthesized in an epoch, >= 1.
+        steps: Distillation steps in an epoch, >= 0.
+        evaluate_every: Epochs between two looks at the student (for the curve only: nothing is selected by it).
+        warmup: First epochs, >= 0 and < epochs, that only synthesize (FastDFKD).
+    """
+
+    epochs: int = 200
+    batches: int = 1
+    steps: int = 400
+    evaluate_every: int = 10
+    warmup: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(self, epochs=1, batches=1, steps=0, evaluate_every=1, warmup=0)
+        if self.warmup >= self.epochs:
+            raise ConfigError("schedule.warmup", self.warmup, f"fewer than the {self.epochs} epochs")
+
+    def check(self, synthesizer: Synthesizer, distiller: Distiller) -> None:
+        """Any synthesizer and any distiller will do."""
+
+    def __call__(self, transfer: Transfer) -> None:
+        """Grow the pool and teach it, in turn."""
+        lessons = self.epochs - self.warmup
+        with transfer.progress.phase("transfer", total=self.epochs) as phase:
+            for epoch in range(self.epochs):
+                transfer.grow(self.batches)
+                taught = epoch - self.warmup
+                if taught >= 0:
+                    share = taught / lessons, (taught + 1) / lessons
+                    transfer.distil(transfer.pool, self.steps, share)
+                last = epoch + 1 == self.epochs
+                transfer.report(epoch + 1, look=last or (epoch + 1) % self.evaluate_every == 0)
+                phase.advance(1, note=transfer.note())
+
+
+@dataclass(frozen=True)
+class Alternate:
+    """In every iteration train the generator on one batch, then take `steps` distillation steps on fresh images.
+
+    The schedule of DAFL, ZSKT, DFAD and DFQ; the generator's own steps on a batch are the inversion's `steps`. At the
+    end `show` images are put into the pool, for the report and for measuring.
+
+    Args:
+        epochs: Number of epochs, >= 1.
+        iterations: Iterations in an epoch, >= 1.
+        steps: Distillation steps in an iteration, >= 1, each on new images.
+        evaluate_every: Epochs between two looks at the student.
+        show: Images kept at the end, >= 2.
+    """
+
+    epochs: int = 200
+    iterations: int = 80
+    steps: int = 5
+    evaluate_every: int = 10
+    show: int = 2048
+
+    def __post_init__(self) -> None:
+        at_least(self, epochs=1, iterations=1, steps=1, evaluate_every=1, show=2)
+
+    def check(self, synthesizer: Synthesizer, distiller: Distiller) -> None:
+        """Images are made on demand, and for no label."""
+        check_fresh(synthesizer, distiller, "alternate")
+
+    def __call__(self, transfer: Transfer) -> None:
+        """Train the generator and teach its images, in turn."""
+        fresh, total = FreshImages(transfer), self.epochs * self.iterations
+        with transfer.progress.phase("transfer", total=self.epochs) as phase:
+            for epoch in range(self.epochs):
+                for iteration in range(self.iterations):
+                    transfer.invert(1)
+                    done = epoch * self.iterations + iteration
+                    transfer.distil(fresh, self.steps, (done / total, (done + 1) / total))
+                if epoch + 1 == self.epochs:
+                    keep(transfer, fresh, self.show)
+                last = epoch + 1 == self.epochs
+                transfer.report(epoch + 1, look=last or (epoch + 1) % self.evaluate_every == 0)
+                phase.advance(1, note=transfer.note())
+
+
+@dataclass(frozen=True)
+class GeneratorFirst:
+    """Train the generator to the end, freeze it, then distil on fresh images (RDSKD).
+
+    Args:
+        generator_batches: Batches that the generator is trained on, >= 1.
+        epochs: Epochs of distillation, >= 1.
+        steps: Distillation steps in an epoch, >= 1, each on new images.
+        evaluate_every: Epochs between two looks at the student.
+        show: Images kept at the end, >= 2, for the report and for measuring.
+    """
+
+    generator_batches: int = 2400
+    epochs: int = 1000
+    steps: int = 120
+    evaluate_every: int = 10
+    show: int = 2048
+
+    def __post_init__(self) -> None:
+        at_least(self, generator_batches=1, epochs=1, steps=1, evaluate_every=1, show=2)
+
+    def check(self, synthesizer: Synthesizer, distiller: Distiller) -> None:
+        """Images are made on demand, and for no label."""
+        check_fresh(synthesizer, distiller, "generator_first")
+
+    def __call__(self, transfer: Transfer) -> None:
+        """First the generator, then the student."""
+        fresh = FreshImages(transfer)
+        with transfer.progress.phase("transfer", total=self.generator_batches + self.epochs) as phase:
+            for _ in range(self.generator_batches):
+                transfer.invert(1)
+                phase.advance(1, note=transfer.note())
+            keep(transfer, fresh, self.show)
+            for epoch in range(self.epochs):
+                transfer.distil(fresh, self.steps, (epoch / self.epochs, (epoch + 1) / self.epochs))
+                last = epoch + 1 == self.epochs
+                transfer.report(epoch + 1, look=last or (epoch + 1) % self.evaluate_every == 0)
+                phase.advance(1, note=transfer.note())
+
+
+def keep(transfer: Transfer, fresh: FreshImages, number: int) -> None:
+    """Put so many fresh images into the pool, with the ensemble's labels and its choice as their class."""
+    rng, batch_size = transfer.stream("show", 0), 256
+    for start in range(0, number, batch_size):
+        x = fresh.draw(min(batch_size, number - start), rng).x
+        labels = transfer.ensemble.label(x)
+        transfer.pool.add(x, labels.argmax(dim=1), labels)
+
+
+def check_fresh(synthesizer: Synthesizer, distiller: Distiller, schedule: str) -> None:
+    """Raise ConfigError where images cannot be made on demand, or where the distiller asks what they were made for."""
+    synthesizer.check_sample()
+    if distiller.targets.needs_pool:
+        raise ConfigError(
+            "distiller.targets",
+            type(distiller.targets).__name__,
+            f"Fresh, because schedule={schedule} teaches images that were made for no label",
+        )
+
+
+def at_least(schedule: object, **least: int) -> None:
+    """Raise ConfigError, naming the field, for a value below its least or no integer."""
+    for field in fields(schedule):  # type: ignore[arg-type]
+        value = getattr(schedule, field.name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least[field.name]:
+            raise ConfigError(f"schedule.{field.name}", value, f"an integer >= {least[field.name]}")

@@ -1,0 +1,1 @@
+"""The terms of an inversion loss, one idea a file."""

@@ -1,0 +1,57 @@
+"""The batch-norm term: statistics of the images should be those that the teachers remember."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fl_cmi.batchnorm import statistics_distance
+from fl_cmi.ensemble import Ensemble
+from fl_cmi.synthesis.terms.term import Look, Term
+from fl_cmi.types import ConfigError
+
+__all__ = ["BatchNorm", "require_batch_norm"]
+
+
+class BatchNorm(Term):
+    """`L_bn`: distance of the batch's statistics from the running ones, summed over layers, averaged over clients.
+
+    Each client with its own statistics, never averaged ones. The mean keeps the weight's meaning at any number of
+    clients: the sum of ten would swamp the classification term.
+
+    References:
+        Yin et al. 2020 (DeepInversion), arXiv 1912.08795, equation 4.
+
+    Args:
+        weight: Factor of the term, >= 0.
+        over_clients: `mean` or `sum`.
+    """
+
+    def __init__(self, weight: float = 1.0, over_clients: Literal["mean", "sum"] = "mean") -> None:
+        super().__init__(weight)
+        if over_clients not in ("mean", "sum"):
+            raise ConfigError("synthesizer...bn.over_clients", over_clients, "mean or sum")
+        self.over_clients = over_clients
+
+    def check(self, ensemble: Ensemble) -> None:
+        """Every teacher needs batch norm; the loss over zero layers would silently be 0."""
+        require_batch_norm(ensemble, "synthesizer...bn.weight", self.weight)
+
+    def __call__(self, seen: Look) -> Float[Tensor, ""]:
+        """The mean or the sum over teachers of `statistics_distance`."""
+        distances = torch.stack([statistics_distance(inputs) for inputs in seen.seen])
+        return distances.mean() if self.over_clients == "mean" else distances.sum()
+
+
+def require_batch_norm(ensemble: Ensemble, key: str, value: object) -> None:
+    """Raise ConfigError, naming the first teacher without batch norm and the config `key` that asks for it."""
+    for teacher, layers in zip(ensemble.teachers, ensemble.batch_norm_counts, strict=True):
+        if layers == 0:
+            name = type(teacher.model).__name__
+            raise ConfigError(
+                key,
+                value,
+                f"no batch-norm term, because client {teacher.client}'s model ({name}) has no batch norm;"
+                " remove the term or choose another model",
+            )
