@@ -114,8 +114,8 @@ class Pool:
     ) -> None:
         """Store a batch; pixels are rounded to the nearest of 256 levels."""
         pixels = (x.detach().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
-        rows = (pixels, y.cpu(), labels.detach().float().cpu(), torch.full((len(y),), client))
-        rows = tuple(row[-self.capacity :] for row in rows)
+        found = (pixels, y.cpu(), labels.detach().float().cpu(), torch.full((len(y),), client))
+        rows = tuple(row[-self.capacity :] for row in found)
         if self._store is None:
             self._store = tuple(t.new_empty(0, *t.shape[1:]) for t in rows)
         new = len(y)

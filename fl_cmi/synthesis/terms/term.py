@@ -60,7 +60,7 @@ def look(
     A view may hold several copies of the batch, one after the other; the labels are repeated to match.
     """
     observed = ensemble.observe(x)
-    logits_KBC = torch.stack(observed.logits)
+    logits_KBC = torch.stack(list(observed.logits))
     return Look(
         x,
         y.repeat(len(x) // len(y)),
