@@ -1,5 +1,6 @@
 """How synthesis and distillation alternate."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from fl_cmi.distillation.distiller import Distiller
@@ -14,24 +15,25 @@ __all__ = ["Alternate", "GeneratorFirst", "GrowPool"]
 class GrowPool:
     """In every epoch add `batches` batches to the pool, then take `steps` distillation steps on the whole pool.
 
-    CMI's schedule is 200 epochs of 1 batch and 400 steps; 1 epoch of many batches is the offline schedule.
+    CMI's schedule is 200 epochs of 1 batch and 400 steps; 1 epoch of many batches is the offline schedule. DENSE and
+    Co-Boosting take as many steps as one pass over the pool needs, which grow with it.
 
     Args:
         epochs: Number of times, >= 1.
         batches: Batches synthesized in an epoch, >= 1.
-        steps: Distillation steps in an epoch, >= 0.
+        steps: Distillation steps in an epoch, >= 0; None: as many as one pass over the pool takes.
         evaluate_every: Epochs between two looks at the student (for the curve only: nothing is selected by it).
         warmup: First epochs, >= 0 and < epochs, that only synthesize (FastDFKD).
     """
 
     epochs: int = 200
     batches: int = 1
-    steps: int = 400
+    steps: int | None = 400
     evaluate_every: int = 10
     warmup: int = 0
 
     def __post_init__(self) -> None:
-        at_least(self, epochs=1, batches=1, steps=0, evaluate_every=1, warmup=0)
+        at_least(self, epochs=1, batches=1, steps=0, evaluate_every=1, warmup=0, optional=("steps",))
         if self.warmup >= self.epochs:
             raise ConfigError("schedule.warmup", self.warmup, f"fewer than the {self.epochs} epochs")
 
@@ -47,7 +49,8 @@ class GrowPool:
                 taught = epoch - self.warmup
                 if taught >= 0:
                     share = taught / lessons, (taught + 1) / lessons
-                    transfer.distil(transfer.pool, self.steps, share)
+                    steps = transfer.steps_of_a_pass if self.steps is None else self.steps
+                    transfer.distil(transfer.pool, steps, share)
                 last = epoch + 1 == self.epochs
                 transfer.report(epoch + 1, look=last or (epoch + 1) % self.evaluate_every == 0)
                 phase.advance(1, note=transfer.note())
@@ -157,9 +160,11 @@ def check_fresh(synthesizer: Synthesizer, distiller: Distiller, schedule: str) -
         )
 
 
-def at_least(schedule: object, **least: int) -> None:
-    """Raise ConfigError, naming the field, for a value below its least or no integer."""
+def at_least(schedule: object, optional: Sequence[str] = (), **least: int) -> None:
+    """Raise ConfigError, naming the field, for a value below its least or no integer (None only where optional)."""
     for field in fields(schedule):  # type: ignore[arg-type]
         value = getattr(schedule, field.name)
+        if value is None and field.name in optional:
+            continue
         if isinstance(value, bool) or not isinstance(value, int) or value < least[field.name]:
             raise ConfigError(f"schedule.{field.name}", value, f"an integer >= {least[field.name]}")

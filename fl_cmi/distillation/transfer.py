@@ -92,6 +92,11 @@ class Transfer:
             with self.progress.phase("synthesis"):
                 self.pool.add(made.x, made.y, self.ensemble.label(made.x), made.client)
 
+    @property
+    def steps_of_a_pass(self) -> int:
+        """Distillation steps in which as many images are drawn as the pool holds, rounded up."""
+        return -(-len(self.pool) // self.lesson.distiller.batch_size)
+
     def distil(self, draws: Draws, steps: int, share: tuple[float, float]) -> None:
         """Teach the student for so many steps, with the learning rate of the share (from, to) of the round."""
         if steps:
