@@ -95,6 +95,8 @@ def test_the_grid_is_that_of_bytes_and_lets_the_gradient_through() -> None:
     levels = torch.arange(256, dtype=torch.uint8)
     x = (levels / 255.0).view(1, 1, 16, 16)
     assert torch.equal(on_grid(x), x)
+    x = 2 * torch.randn(1, 1, 100, 100, generator=rng())
+    assert torch.equal(on_grid(x), (x.clamp(0, 1) * 255).round() / 255)
     x = torch.tensor([-0.3, 0.0019, 0.0021, 0.4999, 1.2]).view(1, 1, 1, 5).requires_grad_()
     torch.testing.assert_close((on_grid(x) * 255).flatten(), torch.tensor([0.0, 0, 1, 127, 255]))
     (on_grid(x) * torch.arange(5.0)).sum().backward()

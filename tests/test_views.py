@@ -52,14 +52,18 @@ def test_holes_are_black_squares_within_their_limits(share: float) -> None:
     ones = torch.ones(400, 2, 12, 12)
     found = Cutout(holes=1, share=share)(ones, rng())
     assert torch.equal(found[:, 0], found[:, 1])
-    sides = Counter()
+    sides, cut_off = Counter(), set()
     for image in found[:, 0]:
         hole = (image == 0).nonzero()
         assert len(hole) > 0
         height, width = (hole.max(dim=0).values - hole.min(dim=0).values + 1).tolist()
         assert len(hole) == height * width, "no rectangle"
         sides[max(height, width)] += 1
+        if height < width:
+            cut_off.add(hole[:, 0].min().item())
     assert set(sides) == {1, 2, 3, 4}, "floor(12 / 3) is the largest side"
+    # Cut off above, or below: the last squares of 4 and of 3 or 2 pixels begin at row 9 and 10.
+    assert cut_off == {0, 9, 10}
 
 
 def test_the_number_of_holes_is_drawn_for_each_sample() -> None:
