@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from fl_cmi.types import ConfigError
+
 __all__ = ["Bank", "Draws", "Pool", "PoolBatch"]
 
 
@@ -88,7 +90,8 @@ class Pool:
     """
 
     def __init__(self, capacity: int = 65_536) -> None:
-        assert capacity > 0
+        if capacity < 1:
+            raise ConfigError("pool.capacity", capacity, "an integer >= 1")
         self.capacity = capacity
         self.clear()
 
@@ -141,6 +144,18 @@ class Pool:
     def draw(self, batch_size: int, rng: torch.Generator) -> PoolBatch:
         """A batch drawn uniformly, with replacement, from the whole pool."""
         return self.get(torch.randint(len(self), (batch_size,), generator=rng))
+
+    def surest(self, share: float = 0.25) -> Int[Tensor, " chosen"]:
+        """Slots, ascending, of that share of each class's images which the ensemble is surest show the class."""
+        if self._store is None:
+            raise ValueError("the pool is empty")
+        _, y, labels, _ = self._store
+        sure = labels.gather(1, y[:, None])[:, 0]
+        chosen = []
+        for members in (torch.nonzero(y == c)[:, 0] for c in y.unique()):
+            most = max(1, round(share * len(members)))
+            chosen.append(members[sure[members].topk(most).indices])
+        return torch.cat(chosen).sort().values
 
     @property
     def pixels(self) -> UInt8[Tensor, "images channels height width"]:

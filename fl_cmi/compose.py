@@ -20,6 +20,7 @@ from torch import nn
 
 from fl_cmi.data.dataset import Dataset
 from fl_cmi.models.initialize import initialize
+from fl_cmi.nodes import check_nodes
 from fl_cmi.partition import Partition
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
@@ -121,6 +122,7 @@ def check(config: Config) -> None:
     if not isinstance(config["share_label_counts"], bool):
         raise ConfigError("share_label_counts", config["share_label_counts"], "true or false")
     pick_device(config["device"])
+    check_nodes(config)
 
 
 def pick_device(name: str) -> torch.device:

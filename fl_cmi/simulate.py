@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 import torch
@@ -225,7 +225,9 @@ def write_results(
         average=summary["average"]["accuracy"],
     )
     if pool is not None and len(pool):
-        synthetic_grid(pool.pixels.float() / 255, pool.targets, data.class_names, run_dir / "synthetic.png")
+        chosen = pool.get(pool.surest())
+        assert chosen.y is not None
+        synthetic_grid(chosen.x, chosen.y, data.class_names, run_dir / "synthetic.png")
     write_json(run_dir / "summary.json", summary)
     write_report(run_dir, summary, command)
 
@@ -236,9 +238,12 @@ def job(config: DictConfig) -> float:
     command = shlex.join(["python", "-m", "fl_cmi.simulate", *HydraConfig.get().overrides.task])
     try:
         summary = run(plain_config(config), run_dir, command)
-    except ConfigError:
+    except ConfigError as error:
         discard(run_dir)
-        raise
+        # Hydra lets SystemExit through; of an exception it would print lines of its own.
+        fail(str(error), 2)
+    except ClientFailure as error:
+        fail(str(error), 1)
     print_summary(summary, Console())
     print(run_dir.resolve(), flush=True)
     accuracy_last = summary["student"]["accuracy_last"]
@@ -267,17 +272,13 @@ def main() -> None:
     program = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="simulate")(job)
     try:
         program()
-    except ConfigError as error:
-        fail(str(error), 2)
     except (HydraException, OmegaConfBaseException) as error:
         if isinstance(error.__cause__, ConfigError):
             fail(str(error.__cause__), 2)
         fail(" ".join(str(error).split()), 2)
-    except ClientFailure as error:
-        fail(str(error), 1)
 
 
-def fail(message: str, code: int) -> None:
+def fail(message: str, code: int) -> NoReturn:
     """Say why in one line and leave."""
     print(f"fl_cmi: {message}", file=sys.stderr)
     sys.exit(code)

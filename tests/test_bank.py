@@ -190,3 +190,15 @@ def test_pool_forgets() -> None:
     assert len(pool) == 0
     with pytest.raises(ValueError, match="empty"):
         pool.get(torch.zeros(1, dtype=torch.int64))
+
+
+def test_the_surest_images_of_each_class() -> None:
+    pool, y = Pool(), torch.tensor([0, 0, 0, 0, 1, 1])
+    p = torch.tensor([0.9, 0.2, 0.8, 0.7, 0.1, 0.6])  # of the class that each image aims at
+    labels = torch.where(torch.nn.functional.one_hot(y, 2).bool(), p[:, None], 1 - p[:, None]).log()
+    pool.add(torch.rand(6, 1, 2, 2, generator=rng()), y, labels)
+    assert pool.surest(0.5).tolist() == [0, 2, 5]
+    assert pool.surest(0.01).tolist() == [0, 5]
+    assert pool.surest(1.0).tolist() == [0, 1, 2, 3, 4, 5]
+    with pytest.raises(ValueError, match="empty"):
+        Pool().surest()

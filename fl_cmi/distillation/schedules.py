@@ -90,7 +90,7 @@ class Alternate:
         with transfer.progress.phase("transfer", total=self.epochs) as phase:
             for epoch in range(self.epochs):
                 for iteration in range(self.iterations):
-                    transfer.invert(1)
+                    transfer.train_generator()
                     done = epoch * self.iterations + iteration
                     transfer.distil(fresh, self.steps, (done / total, (done + 1) / total))
                 if epoch + 1 == self.epochs:
@@ -130,7 +130,7 @@ class GeneratorFirst:
         fresh = FreshImages(transfer)
         with transfer.progress.phase("transfer", total=self.generator_batches + self.epochs) as phase:
             for _ in range(self.generator_batches):
-                transfer.invert(1)
+                transfer.train_generator()
                 phase.advance(1, note=transfer.note())
             keep(transfer, fresh, self.show)
             for epoch in range(self.epochs):

@@ -73,24 +73,25 @@ class Transfer:
         """The random stream of batch or lesson `number`."""
         return stream(self.seed, what, "round", self.server_round, "number", number)
 
-    def invert(self, batches: int) -> list[Inverted]:
-        """Synthesize so many batches."""
-        made = []
+    def train_generator(self) -> None:
+        """Synthesize one batch for the generator's sake, and forget it."""
         with self.progress.phase("synthesis"):
-            for _ in range(batches):
-                rng = self.stream("synthesis", self.num_batches)
-                made.append(self.synthesizer(self.ensemble, self.student, self.task, rng))
-                self.num_batches += 1
-                self.num_images += len(made[-1].y)
-                self.inverted = made[-1].losses
-        return made
+            self._synthesize()
 
     def grow(self, batches: int) -> None:
         """Synthesize so many batches and put them into the pool, labelled by the whole ensemble."""
-        for _ in range(batches):
-            (made,) = self.invert(1)
-            with self.progress.phase("synthesis"):
+        with self.progress.phase("synthesis", total=batches) as phase:
+            for _ in range(batches):
+                made = self._synthesize()
                 self.pool.add(made.x, made.y, self.ensemble.label(made.x), made.client)
+                phase.advance()
+
+    def _synthesize(self) -> Inverted:
+        rng = self.stream("synthesis", self.num_batches)
+        made = self.synthesizer(self.ensemble, self.student, self.task, rng)
+        self.num_batches, self.num_images = self.num_batches + 1, self.num_images + len(made.y)
+        self.inverted = made.losses
+        return made
 
     @property
     def steps_of_a_pass(self) -> int:

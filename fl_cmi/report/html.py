@@ -125,7 +125,8 @@ def _pictures(run_dir: Path) -> str:
         run_dir / "synthetic.png",
         "Synthetic images, one row for each class",
         "pictures",
-        "Made on the server from the clients' models; one row for each class, spread over the pool.",
+        "Made on the server from the clients' models; one row for each class, of the quarter"
+        " that the ensemble is surest about.",
     )
     return (_section("Accuracy and losses", lines) if lines else "") + (
         _section("Synthetic images", grid) if grid else ""
