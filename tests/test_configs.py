@@ -12,6 +12,7 @@ from tiny import rng
 from fl_cmi.compose import (
     Clients,
     build,
+    check,
     compose_config,
     config_folder,
     dataset,
@@ -145,6 +146,7 @@ def test_schedule(name: str) -> None:
 def test_method(name: str) -> None:
     """Its synthesizer, distiller and schedule can be built and fit each other."""
     config = composed("method", name)
+    check(config)
     distiller = build(config["distiller"], "distiller")
     distiller.begin(torch.nn.Linear(2, 2)).set_rate(0.5)
     build(config["schedule"], "schedule").check(build(config["synthesizer"], "synthesizer"), distiller)

@@ -119,13 +119,12 @@ class Counting(Transfer):
 
     batches = steps = 0
 
-    def invert(self, batches: int) -> list[Any]:
-        self.batches += batches
-        self.inverted = {"total": 0.0}
-        return []
+    def train_generator(self) -> None:
+        self.grow(1)
 
     def grow(self, batches: int) -> None:
-        self.invert(batches)
+        self.batches += batches
+        self.inverted = {"total": 0.0}
 
     @property
     def steps_of_a_pass(self) -> int:
