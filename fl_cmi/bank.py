@@ -62,6 +62,7 @@ class PoolBatch:
         labels: Cached log-probabilities of the ensemble for the image as stored; None where nothing is cached.
         client: Partition id of the client that an image was inverted from, -1 where it was several.
         index: Slots in the pool, -1 where there is none.
+        pool: The pool that they come from, or None.
     """
 
     x: Float[Tensor, "batch channels height width"]
@@ -69,6 +70,7 @@ class PoolBatch:
     labels: Float[Tensor, "batch classes"] | None
     client: Int[Tensor, " batch"]
     index: Int[Tensor, " batch"]
+    pool: "Pool | None" = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -139,7 +141,7 @@ class Pool:
         if self._store is None:
             raise ValueError("the pool is empty")
         x, y, labels, client = (t[index] for t in self._store)
-        return PoolBatch(x.float().div_(255), y, labels, client, index)
+        return PoolBatch(x.float().div_(255), y, labels, client, index, self)
 
     def draw(self, batch_size: int, rng: torch.Generator) -> PoolBatch:
         """A batch drawn uniformly, with replacement, from the whole pool."""
@@ -168,3 +170,9 @@ class Pool:
         """The labels that synthesis aimed at, by slot."""
         assert self._store is not None
         return self._store[1]
+
+    @property
+    def serials(self) -> Int[Tensor, " images"]:
+        """The running number of the image in each slot, from 0: a slot that is overwritten gets a new one."""
+        newest = self.written - 1
+        return newest - (newest - torch.arange(len(self))) % self.capacity

@@ -202,3 +202,19 @@ def test_the_surest_images_of_each_class() -> None:
     assert pool.surest(1.0).tolist() == [0, 1, 2, 3, 4, 5]
     with pytest.raises(ValueError, match="empty"):
         Pool().surest()
+
+
+@pytest.mark.parametrize("batch", [1, 3, 5, 7, 12])
+def test_serials_number_the_images_in_the_order_of_arrival(batch: int) -> None:
+    """Each image's class is its own number, so the classes by slot are what the serials have to be."""
+    pool = Pool(5)
+    for start in range(0, 25, batch):
+        y = torch.arange(start, start + batch)
+        pool.add(torch.zeros(batch, 1, 1, 1), y, torch.zeros(batch, 2))
+        assert torch.equal(pool.serials, pool.targets)
+
+
+def test_a_batch_knows_its_pool() -> None:
+    pool = Pool(4)
+    pool.add(torch.zeros(3, 1, 1, 1), torch.arange(3), torch.zeros(3, 2))
+    assert pool.draw(2, rng()).pool is pool

@@ -130,6 +130,8 @@ def test_synthesizer(name: str) -> None:
 
 @pytest.mark.parametrize("name", names("distiller"))
 def test_distiller(name: str) -> None:
+    if name == "nt_xent":
+        pytest.importorskip("pytorch_metric_learning")
     made = build(composed("distiller", name)["distiller"], "distiller")
     assert isinstance(made, Distiller)
     made.begin(torch.nn.Linear(2, 2)).set_rate(0.5)

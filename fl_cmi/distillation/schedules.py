@@ -150,13 +150,20 @@ def keep(transfer: Transfer, fresh: FreshImages, number: int) -> None:
 
 
 def check_fresh(synthesizer: Synthesizer, distiller: Distiller, schedule: str) -> None:
-    """Raise ConfigError where images cannot be made on demand, or where the distiller asks what they were made for."""
+    """Raise ConfigError where images cannot be made on demand, or where the distiller must know them from a pool."""
     synthesizer.check_sample()
     if distiller.targets.needs_pool:
         raise ConfigError(
             "distiller.targets",
             type(distiller.targets).__name__,
             f"Fresh, because schedule={schedule} teaches images that were made for no label",
+        )
+    if distiller.loss.needs_pool:
+        raise ConfigError(
+            "distiller.loss",
+            distiller.loss,
+            f"one that needs neither slot nor label, such as KL, because schedule={schedule} teaches images that are"
+            " in no pool",
         )
 
 
