@@ -49,8 +49,8 @@ def js_divergence(
 ) -> Float[Tensor, ""]:
     """`1/B sum_i KL(M_i || P_i) / 2 + KL(M_i || Q_i) / 2` with `M = (P + Q) / 2`, in nats, without a factor T^2.
 
-    `P, Q = softmax(logits / T)`, clamped to [floor, 1 - floor]: a class that both sides rule out counts for nothing, and
-    has no gradient. Symmetric in its arguments, >= 0, and 0 only where the clamped probabilities are equal.
+    `P, Q = softmax(logits / T)`, clamped to [floor, 1 - floor]: a class that both sides rule out counts for nothing,
+    and has no gradient. Symmetric in its arguments, >= 0, and 0 only where the clamped probabilities are equal.
 
     References:
         Yin et al. 2020 (DeepInversion), arXiv 1912.08795, with the clamp of the released code.
