@@ -153,3 +153,8 @@ class Pool:
         """The labels that synthesis aimed at, by slot."""
         assert self._store is not None
         return self._store[1]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that is stored, by slot: `pixels`, `targets`, `labels` (log-probabilities) and `clients`."""
+        assert self._store is not None
+        return dict(zip(("pixels", "targets", "labels", "clients"), self._store, strict=True))
