@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -26,26 +26,37 @@ Run = Callable[[Config, Path, str], dict[str, Any]]
 
 
 def carry_out(
-    config: DictConfig, name: str, run: Run, show: Callable[[dict[str, Any], Console], None]
+    config: DictConfig,
+    name: str,
+    run: Run,
+    show: Callable[[dict[str, Any], Console], None],
+    *failures: type[Exception],
 ) -> float:
     """Hydra's task: one run in the folder that Hydra made for it; its table, and last the folder alone.
+
+    Leaves with one line on standard error and exit code 2 for a user's mistake, 1 for a loss that is not finite and
+    for what is among `failures`. It does so from here, because Hydra would add a line to an exception.
 
     Args:
         config: As composed.
         name: The entry point, as in `python -m fl_cmi.<name>`.
         run: Does the work.
         show: Prints the summary.
+        failures: Exceptions whose message tells all.
 
     Returns:
         The student's last test accuracy, for sweepers.
     """
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     command = shlex.join(["python", "-m", f"fl_cmi.{name}", *HydraConfig.get().overrides.task])
+    expected: tuple[type[Exception], ...] = (FloatingPointError, *failures)
     try:
         summary = run(plain_config(config), run_dir, command)
-    except ConfigError:
+    except ConfigError as error:
         discard(run_dir)
-        raise
+        fail(str(error), 2)
+    except expected as error:
+        fail(str(error), 1)
     show(summary, Console())
     print(run_dir.resolve(), flush=True)
     accuracy_last = summary["student"]["accuracy_last"]
@@ -67,29 +78,20 @@ def discard(run_dir: Path) -> None:
                 parent.rmdir()
 
 
-def command_line(name: str, job: Callable[[DictConfig], float], *failures: type[Exception]) -> None:
-    """Run `job` on `conf/<name>.yaml` and the command line's overrides.
-
-    Exit code 0; 2 for a user's mistake, with one line on standard error; 1 for a failed run, with one line for a
-    loss that is not finite and for what is among `failures`.
-    """
+def command_line(name: str, job: Callable[[DictConfig], float]) -> None:
+    """Run `job` on `conf/<name>.yaml` and the command line's overrides; one line and exit code 2 if they do not fit."""
     # Hydra would print its own errors over several lines and exit with 1; with this it raises them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     program = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=name)(job)
-    expected: tuple[type[Exception], ...] = (FloatingPointError, *failures)
     try:
         program()
-    except ConfigError as error:
-        fail(str(error), 2)
     except (HydraException, OmegaConfBaseException) as error:
         if isinstance(error.__cause__, ConfigError):
             fail(str(error.__cause__), 2)
         fail(" ".join(str(error).split()), 2)
-    except expected as error:
-        fail(str(error), 1)
 
 
-def fail(message: str, code: int) -> None:
+def fail(message: str, code: int) -> NoReturn:
     """Say why in one line and leave."""
     print(f"fl_cmi: {message}", file=sys.stderr)
     sys.exit(code)

@@ -22,6 +22,7 @@ from fl_cmi.compose import (
     build,
     check_distillation,
     dataset,
+    fitting,
     make_model,
     pick_device,
     task,
@@ -29,7 +30,7 @@ from fl_cmi.compose import (
 from fl_cmi.data.dataset import Dataset
 from fl_cmi.distillation.budget import checked_budget
 from fl_cmi.distillation.transfer import transfer
-from fl_cmi.ensemble import Ensemble
+from fl_cmi.ensemble import Combine, Ensemble
 from fl_cmi.evaluate import accuracy, predict
 from fl_cmi.measures import measure_pool
 from fl_cmi.models.checkpoint import load_weights
@@ -62,8 +63,8 @@ def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, 
     with progress.phase("setup"):
         data = dataset(config)
         what = task(data)
-        synthesizer, distiller, schedule, pool = (
-            build(config[key], key) for key in ("synthesizer", "distiller", "schedule", "pool")
+        combine, synthesizer, distiller, schedule, pool = (
+            build(config[key], key) for key in ("combine", "synthesizer", "distiller", "schedule", "pool")
         )
         student = make_model(config["model"], what, seed).to(device)
         make_teacher = partial(make_model, config["teacher"]["model"], what, seed, key="teacher.model")
@@ -75,12 +76,15 @@ def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, 
             load_weights(teacher, checkpoint, "teacher.checkpoint")
         # What such a teacher cannot serve is refused before one is trained.
         schedule.check(synthesizer, distiller)
-        synthesizer.check(alone(make_teacher(), counts))
+        untrained = alone(make_teacher(), counts, combine)
+        with fitting(config["combine"], "combine"):
+            untrained.label(torch.zeros(2, *what.shape))
+        synthesizer.check(untrained)
     if training is not None:
         with progress.phase("teacher"):
             train(teacher, training, data.train, seed, device)
         save_state(teacher.state_dict(), run_dir / "teacher.safetensors")
-    ensemble = alone(teacher, counts).to(device)
+    ensemble = alone(teacher, counts, combine).to(device)
 
     def test_accuracy(model: nn.Module) -> float:
         return accuracy(predict(model, data.test, device), data.test)
@@ -122,9 +126,9 @@ def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, 
     return summary
 
 
-def alone(model: nn.Module, counts: Tensor | None) -> Ensemble:
+def alone(model: nn.Module, counts: Tensor | None, combine: Combine) -> Ensemble:
     """An ensemble of one teacher, with the class counts of its training set where they are known."""
-    return Ensemble([Teacher(0, 1 if counts is None else int(counts.sum()), counts, model)])
+    return Ensemble([Teacher(0, 1 if counts is None else int(counts.sum()), counts, model)], combine)
 
 
 def train(model: nn.Module, training: LocalTraining, images: Images, seed: int, device: torch.device) -> None:
@@ -180,7 +184,7 @@ def job(config: DictConfig) -> float:
 
 
 def main() -> None:
-    """The command line; exit codes as in `fl_cmi.command.command_line`."""
+    """The command line; exit codes as in `fl_cmi.command.carry_out`."""
     command_line("distill", job)
 
 

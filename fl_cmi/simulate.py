@@ -191,12 +191,12 @@ def summarize(
 
 def job(config: DictConfig) -> float:
     """Hydra's task function."""
-    return carry_out(config, "simulate", run, print_summary)
+    return carry_out(config, "simulate", run, print_summary, ClientFailure)
 
 
 def main() -> None:
-    """The command line; exit codes as in `fl_cmi.command.command_line`."""
-    command_line("simulate", job, ClientFailure)
+    """The command line; exit codes as in `fl_cmi.command.carry_out`."""
+    command_line("simulate", job)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from fl_cmi.types import ConfigError
 
@@ -11,16 +12,17 @@ __all__ = ["Budget", "checked_budget"]
 Clock = Callable[[], float]
 
 
-def checked_budget(seconds: float | None) -> float | None:
-    """The budget itself.
+def checked_budget(seconds: Any) -> float | None:
+    """The budget itself, as it came from a user.
 
     Raises:
         ConfigError: If it is no positive number.
     """
-    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    if seconds is not None and not (number and seconds > 0):
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
         raise ConfigError("budget_s", seconds, "a number of seconds > 0, or null for none")
-    return seconds
+    return float(seconds)
 
 
 class Budget:
