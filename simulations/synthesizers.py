@@ -5,13 +5,15 @@ python -m simulations.synthesizers --methods cmi dfq --seeds 0 1 2
 python -m simulations.synthesizers --dry-run                        # only the commands
 
 Every method and seed is a run of `python -m fl_cmi.distill` in a folder of its own under `--out`. What is done is
-skipped when the command is given again; a run that fails is named in the table and stops no other. Overrides that
-follow apply to all runs, the teacher's included: `data=digits local.epochs=5`.
+skipped when the command is given again; what failed, or had another configuration, is replaced. A run that fails is
+named in the table and stops no other. Overrides that follow apply to all runs, the teacher's included:
+`data=digits local.epochs=5`.
 """
 
 import argparse
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +23,7 @@ from typing import Any
 
 from fl_cmi.compose import compose_config
 from fl_cmi.report.summary import json_safe
+from fl_cmi.report.units import percent
 from simulations.methods import METHODS
 from simulations.tables import write_tables
 
@@ -97,6 +100,8 @@ def carry_out(cell: Cell, limit: float | None, run: Launch) -> dict[str, Any] | 
     try:
         found = cell.result()
         if found is None:
+            # What a run that failed had logged would mix with the new one's.
+            shutil.rmtree(cell.folder, ignore_errors=True)
             failure = run(cell, limit)
             if failure is not None:
                 return failure
@@ -117,7 +122,7 @@ def plan(options: argparse.Namespace) -> tuple[Cell, list[Cell]]:
             method,
             seed,
             (*shared, given, f"budget_s={options.budget:g}", f"seed={seed}", *METHODS[method]),
-            folder / method / f"seed-{seed}",
+            folder / f"{options.budget:g}s" / method / f"seed-{seed}",
         )
         for method in options.methods
         for seed in options.seeds
@@ -157,11 +162,16 @@ def main(arguments: Sequence[str] | None = None, run: Launch = launch) -> int:
     if isinstance(trained, str):
         print(f"teacher: {trained}", file=sys.stderr)
         return 1
-    results = []
-    for cell in cells:
-        results.append((cell.method, cell.seed, carry_out(cell, limit, run)))
-        # After every run, so that a look at the table never has to wait for the last one.
-        print(write_tables(options.out, trained, results, options.budget), flush=True)
+    results: list[tuple[str, int, dict[str, Any] | str]] = []
+    table = ""
+    for number, cell in enumerate(cells, start=1):
+        result = carry_out(cell, limit, run)
+        results.append((cell.method, cell.seed, result))
+        # After every run, so that a look at the tables never has to wait for the last one.
+        table = write_tables(options.out, trained, results, options.budget)
+        said = result if isinstance(result, str) else f"student {percent(result['student']['accuracy_last'])}"
+        print(f"{number}/{len(cells)}  {cell.method}, seed {cell.seed}: {said}", flush=True)
+    print(f"\n{table}")
     return 1 if any(isinstance(result, str) for _, _, result in results) else 0
 
 

@@ -55,6 +55,9 @@ def compare(folder: Path, here: Here, *options: str) -> int:
 @pytest.mark.usefixtures("methods")
 def test_runs_are_resumed_and_tabled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     here = Here()
+    # What is left of a run that broke off goes.
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "metrics.jsonl").write_text("torn")
     assert compare(tmp_path, here, "--methods", "second") == 0
     assert here.cells == ["teacher-0", "second-0"]
     # The teacher and the run of before stay; what is new is run.
