@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from fl_cmi.types import ConfigError
+
 __all__ = ["Bank", "Draws", "Pool", "PoolBatch"]
 
 
@@ -60,6 +62,7 @@ class PoolBatch:
         labels: Cached log-probabilities of the ensemble for the image as stored; None where nothing is cached.
         client: Partition id of the client that an image was inverted from, -1 where it was several.
         index: Slots in the pool, -1 where there is none.
+        pool: The pool that they come from, or None.
     """
 
     x: Float[Tensor, "batch channels height width"]
@@ -67,6 +70,7 @@ class PoolBatch:
     labels: Float[Tensor, "batch classes"] | None
     client: Int[Tensor, " batch"]
     index: Int[Tensor, " batch"]
+    pool: "Pool | None" = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -88,7 +92,8 @@ class Pool:
     """
 
     def __init__(self, capacity: int = 65_536) -> None:
-        assert capacity > 0
+        if capacity < 1:
+            raise ConfigError("pool.capacity", capacity, "an integer >= 1")
         self.capacity = capacity
         self.clear()
 
@@ -136,11 +141,23 @@ class Pool:
         if self._store is None:
             raise ValueError("the pool is empty")
         x, y, labels, client = (t[index] for t in self._store)
-        return PoolBatch(x.float().div_(255), y, labels, client, index)
+        return PoolBatch(x.float().div_(255), y, labels, client, index, self)
 
     def draw(self, batch_size: int, rng: torch.Generator) -> PoolBatch:
         """A batch drawn uniformly, with replacement, from the whole pool."""
         return self.get(torch.randint(len(self), (batch_size,), generator=rng))
+
+    def surest(self, share: float = 0.25) -> Int[Tensor, " chosen"]:
+        """Slots, ascending, of that share of each class's images which the ensemble is surest show the class."""
+        if self._store is None:
+            raise ValueError("the pool is empty")
+        _, y, labels, _ = self._store
+        sure = labels.gather(1, y[:, None])[:, 0]
+        chosen = []
+        for members in (torch.nonzero(y == c)[:, 0] for c in y.unique()):
+            most = max(1, round(share * len(members)))
+            chosen.append(members[sure[members].topk(most).indices])
+        return torch.cat(chosen).sort().values
 
     @property
     def pixels(self) -> UInt8[Tensor, "images channels height width"]:
@@ -158,3 +175,9 @@ class Pool:
         """All that is stored, by slot: `pixels`, `targets`, `labels` (log-probabilities) and `clients`."""
         assert self._store is not None
         return dict(zip(("pixels", "targets", "labels", "clients"), self._store, strict=True))
+
+    @property
+    def serials(self) -> Int[Tensor, " images"]:
+        """The running number of the image in each slot, from 0: a slot that is overwritten gets a new one."""
+        newest = self.written - 1
+        return newest - (newest - torch.arange(len(self))) % self.capacity

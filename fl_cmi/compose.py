@@ -20,6 +20,7 @@ from torch import nn
 
 from fl_cmi.data.dataset import Dataset
 from fl_cmi.models.initialize import initialize
+from fl_cmi.nodes import check_nodes
 from fl_cmi.partition import Partition
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
@@ -117,6 +118,7 @@ def check(config: Config) -> None:
     if not isinstance(config["share_label_counts"], bool):
         raise ConfigError("share_label_counts", config["share_label_counts"], "true or false")
     pick_device(config["device"])
+    check_nodes(config)
 
 
 def check_distillation(config: Config) -> None:
@@ -137,6 +139,7 @@ def check_distillation(config: Config) -> None:
             "teacher.train", train, f"the contrary, {given} teacher.checkpoint: exactly one of the two"
         )
     pick_device(config["device"])
+    check_nodes(config)
 
 
 def refuse(config: Config, keys: Sequence[str], program: str) -> None:

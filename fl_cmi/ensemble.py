@@ -22,6 +22,7 @@ __all__ = [
     "Ensemble",
     "Observed",
     "by_class_counts",
+    "by_energy",
     "by_num_examples",
     "majority",
     "mean_logits",
@@ -60,12 +61,38 @@ def by_num_examples(logits_KBC: Logits, ensemble: "Ensemble") -> Combined:
     return torch.einsum("k,kbc->bc", weight_K, logits_KBC)
 
 
-def by_class_counts(logits_KBC: Logits, ensemble: "Ensemble", saturation: float = math.inf) -> Combined:
+def by_energy(logits_KBC: Logits, ensemble: "Ensemble", temperature: float = 2.0) -> Combined:
+    """`log sum_k w_k softmax(t_k)` with `w_k ~ exp(E_k / T)`, `E_k = log sum_c exp(t_kc)`, per image.
+
+    A model's free energy E tells familiar images from strange ones, so that clients who have seen the like of an image
+    judge it; nothing but logits is needed.
+
+    References:
+        Liu et al. 2020, arXiv 2010.03759, equation 4, whose score is -E; the weighting is ours.
+
+    Args:
+        logits_KBC: Of each teacher.
+        ensemble: The teachers.
+        temperature: T > 0; large is the plain mean of probabilities.
+    """
+    if not temperature > 0:
+        raise ConfigError("combine.temperature", temperature, "a number > 0")
+    energy_KB = logits_KBC.logsumexp(dim=2)
+    log_weight_KB = (energy_KB / temperature).log_softmax(dim=0)
+    return (logits_KBC.log_softmax(dim=2) + log_weight_KB[:, :, None]).logsumexp(dim=0)
+
+
+def by_class_counts(
+    logits_KBC: Logits,
+    ensemble: "Ensemble",
+    saturation: float = math.inf,
+    without_counts: Combine | None = None,
+) -> Combined:
     """`P_c ~ sum_k W_kc softmax(t_k)_c` with `W_kc ~ n_k(c) / (1 + n_k(c) / s)`, renormalized over clients and classes.
 
     Each class is judged by those who own it; a class without owner has probability 0 (log -inf is avoided by a floor,
     for those classes only). Computed on logarithms, so that the gradient does not vanish where the owners are sure of
-    another class. Needs label counts.
+    another class.
 
     Args:
         logits_KBC: Of each teacher.
@@ -73,9 +100,12 @@ def by_class_counts(logits_KBC: Logits, ensemble: "Ensemble", saturation: float 
         saturation: s > 0, in images: beyond some s of them more images of a class give no more say in it. Infinite
             (the field's rule): by counts. Teachers trained with the prior-corrected loss want it small, for their
             logits are free of their label mix already.
+        without_counts: The rule where clients keep their label counts; None: that is an error.
     """
     if not saturation > 0:
         raise ConfigError("combine.saturation", saturation, "a number of images > 0")
+    if ensemble.class_counts_KC is None and without_counts is not None:
+        return without_counts(logits_KBC, ensemble)
     counts_KC = ensemble.require_class_counts("combine=by_class_counts").to(logits_KBC)
     counts_KC = counts_KC / (1 + counts_KC / saturation)
     owned_C = counts_KC.sum(dim=0) > 0
@@ -179,7 +209,7 @@ class Ensemble(nn.Module):
             raise ConfigError(
                 "share_label_counts",
                 "false",
-                f"true, because {who} needs label counts (combine=mean_probs does not)",
+                f"true, because {who} needs label counts (combine=by_energy does not)",
             )
         return self.class_counts_KC
 

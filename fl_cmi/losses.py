@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["entropy", "info_nce", "kl_divergence", "label_log_prior", "soft_cross_entropy"]
+__all__ = ["entropy", "info_nce", "js_divergence", "kl_divergence", "label_log_prior", "soft_cross_entropy"]
 
 
 def kl_divergence(
@@ -39,6 +39,27 @@ def kl_divergence(
     if weight is not None:
         per_sample = per_sample * weight
     return temperature**2 * per_sample.mean()
+
+
+def js_divergence(
+    one: Float[Tensor, "batch classes"], other: Float[Tensor, "batch classes"], temperature: float = 3.0
+) -> Float[Tensor, ""]:
+    """`1/B sum_i KL(M_i || P_i) / 2 + KL(M_i || Q_i) / 2` with `M = (P + Q) / 2`, in nats, without a factor T^2.
+
+    `P, Q = softmax(logits / T)`, clamped to [.01, .99]: a class that both sides rule out counts for nothing, and has no
+    gradient. Symmetric in its arguments, >= 0, and 0 only where the clamped probabilities are equal.
+
+    References:
+        Yin et al. 2020 (DeepInversion), arXiv 1912.08795, with the clamp of the released code.
+
+    Args:
+        one: Logits.
+        other: Logits.
+        temperature: T > 0.
+    """
+    p, q = (F.softmax(logits / temperature, dim=1).clamp(0.01, 0.99) for logits in (one, other))
+    m = 0.5 * (p + q)
+    return (m * (m.log() - 0.5 * (p.log() + q.log()))).sum(dim=1).mean()
 
 
 def soft_cross_entropy(

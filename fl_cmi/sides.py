@@ -1,10 +1,10 @@
 """What a worker and the server know of a run, besides a method's own parameters."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fl_cmi.ensemble import Combine, Ensemble
 from fl_cmi.evaluate import accuracy, predict
@@ -13,7 +13,7 @@ from fl_cmi.report.progress import Progress
 from fl_cmi.training import LocalTraining
 from fl_cmi.types import Images, State, Task, Teacher, Update
 
-__all__ = ["ClientSide", "ServerSide"]
+__all__ = ["ClientSide", "ServerSide", "same_tensors"]
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,7 @@ class ServerSide:
 
     def average(self, updates: Sequence[Update]) -> State | None:
         """`sum_k n_k w_k / sum_k n_k` over parameters and buffers; None where architectures differ."""
-        shapes = [{name: value.shape for name, value in update.state.items()} for update in updates]
-        if any(other != shapes[0] for other in shapes):
+        if not same_tensors(update.state for update in updates):
             return None
         total = sum(update.num_examples for update in updates)
         return {
@@ -98,3 +97,9 @@ class ServerSide:
     def test_accuracy(self, model: nn.Module) -> float:
         """Share of test images that `model` gets right, in [0, 1]."""
         return accuracy(predict(model, self.test, self.device), self.test)
+
+
+def same_tensors(states: Iterable[Mapping[str, Tensor]]) -> bool:
+    """Whether all states name tensors of the same shapes: one architecture, so that they can be averaged."""
+    shapes = [{name: value.shape for name, value in state.items()} for state in states]
+    return all(other == shapes[0] for other in shapes)

@@ -1,7 +1,7 @@
 """Local training: what one client does with its own images."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -13,7 +13,7 @@ from fl_cmi.augment import Augment, Identity
 from fl_cmi.losses import label_log_prior
 from fl_cmi.types import ConfigError, Images
 
-__all__ = ["LocalTraining", "Schedule", "constant", "cosine", "optimizing"]
+__all__ = ["LocalTraining", "Schedule", "constant", "cosine", "optimizing", "step_decay"]
 
 MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
 
@@ -31,9 +31,14 @@ def constant(progress: float) -> float:
     return 1.0
 
 
-def cosine(progress: float) -> float:
-    """`(1 + cos(pi p)) / 2`: from 1 to 0."""
-    return (1 + math.cos(math.pi * progress)) / 2
+def cosine(progress: float, floor: float = 0.0) -> float:
+    """`floor + (1 - floor) (1 + cos(pi p)) / 2`: from 1 to the floor, a little at each step (papers: at each epoch)."""
+    return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def step_decay(progress: float, at: Sequence[float] = (0.5, 0.75), factor: float = 0.1) -> float:
+    """`factor` to the power of how many of the shares `at` are behind: `x factor` at each."""
+    return float(factor ** sum(progress >= share for share in at))
 
 
 def optimizing(optimizer: Optimizer, schedule: Schedule) -> Callable[[float], None]:

@@ -146,6 +146,10 @@ def combined(
                 row.append(sum(z[k][c] for k in range(teachers)) / teachers)
             elif rule == "mean_probs":
                 row.append(math.log(sum(p[k][c] for k in range(teachers)) / teachers))
+            elif rule == "by_energy":
+                energy = [math.log(sum(math.exp(v) for v in z[k])) for k in range(teachers)]
+                trust = [math.exp(e / 2.0) for e in energy]
+                row.append(math.log(sum(trust[k] * p[k][c] for k in range(teachers)) / sum(trust)))
             elif rule == "by_num_examples":
                 row.append(sum(sizes[k] * z[k][c] for k in range(teachers)) / sum(sizes))
             elif rule == "by_class_counts":

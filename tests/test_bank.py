@@ -190,3 +190,31 @@ def test_pool_forgets() -> None:
     assert len(pool) == 0
     with pytest.raises(ValueError, match="empty"):
         pool.get(torch.zeros(1, dtype=torch.int64))
+
+
+def test_the_surest_images_of_each_class() -> None:
+    pool, y = Pool(), torch.tensor([0, 0, 0, 0, 1, 1])
+    p = torch.tensor([0.9, 0.2, 0.8, 0.7, 0.1, 0.6])  # of the class that each image aims at
+    labels = torch.where(torch.nn.functional.one_hot(y, 2).bool(), p[:, None], 1 - p[:, None]).log()
+    pool.add(torch.rand(6, 1, 2, 2, generator=rng()), y, labels)
+    assert pool.surest(0.5).tolist() == [0, 2, 5]
+    assert pool.surest(0.01).tolist() == [0, 5]
+    assert pool.surest(1.0).tolist() == [0, 1, 2, 3, 4, 5]
+    with pytest.raises(ValueError, match="empty"):
+        Pool().surest()
+
+
+@pytest.mark.parametrize("batch", [1, 3, 5, 7, 12])
+def test_serials_number_the_images_in_the_order_of_arrival(batch: int) -> None:
+    """Each image's class is its own number, so the classes by slot are what the serials have to be."""
+    pool = Pool(5)
+    for start in range(0, 25, batch):
+        y = torch.arange(start, start + batch)
+        pool.add(torch.zeros(batch, 1, 1, 1), y, torch.zeros(batch, 2))
+        assert torch.equal(pool.serials, pool.targets)
+
+
+def test_a_batch_knows_its_pool() -> None:
+    pool = Pool(4)
+    pool.add(torch.zeros(3, 1, 1, 1), torch.arange(3), torch.zeros(3, 2))
+    assert pool.draw(2, rng()).pool is pool

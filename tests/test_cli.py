@@ -19,7 +19,7 @@ TINY = [
     "backend=local",
     "server_threads=1",
 ]
-QUICK = [*TINY, "model.width=4", "schedule={epochs:1,batches:1,steps:1,evaluate_every:1}"]
+QUICK = [*TINY, "model.width=4", "schedule.epochs=1", "schedule.batches=1", "schedule.steps=1"]
 
 
 def test_the_last_line_is_the_run_folder(
@@ -49,11 +49,15 @@ MISTAKES = {
     "device=tpu": "device=tpu: ",
     "local.epochs=0": "local.epochs=0: ",
     "local.epochs=many": "local.epochs=many: ",
-    "combine.saturation=abc": "combine=",
+    "combine.saturation=abc": "combine.saturation=abc: ",
+    "local.optimizer.lr=-1": "local.optimizer=",
+    "distiller.optimizer.lr=fast": "distiller.optimizer.lr=fast: ",
+    "pool.capacity=0": "pool.capacity=0: ",
+    "schedule=alternate": "synthesizer.inversion.source=",
     "distiller.mixup=2": "distiller.mixup=2: ",
     "combine.saturation=0": "combine.saturation=0: ",
     "schedule.epochs=0": "schedule.epochs=0: ",
-    "partition.alpha=abc": "partition=",
+    "partition.alpha=abc": "partition.alpha=abc: ",
     "+partition.colour=red": "colour",
     "backend.timeout=-1": "backend.timeout=-1",
     "rounds=": "rounds",

@@ -44,6 +44,7 @@ GROUPS = {
     "schedule",
     "strategy",
     "backend",
+    "method",
     "experiment",
 }
 
@@ -131,9 +132,11 @@ def test_synthesizer(name: str) -> None:
 
 @pytest.mark.parametrize("name", names("distiller"))
 def test_distiller(name: str) -> None:
+    if name == "nt_xent":
+        pytest.importorskip("pytorch_metric_learning")
     made = build(composed("distiller", name)["distiller"], "distiller")
     assert isinstance(made, Distiller)
-    made.begin(torch.nn.Linear(2, 2))
+    made.begin(torch.nn.Linear(2, 2)).set_rate(0.5)
 
 
 @pytest.mark.parametrize("name", names("schedule"))
@@ -141,6 +144,18 @@ def test_schedule(name: str) -> None:
     made = build(composed("schedule", name)["schedule"], "schedule")
     assert callable(made)
     assert made.evaluate_every >= 1
+
+
+@pytest.mark.parametrize("name", names("method"))
+def test_method(name: str) -> None:
+    """Its synthesizer, distiller and schedule can be built and fit each other."""
+    config = composed("method", name)
+    check(config)
+    distiller = build(config["distiller"], "distiller")
+    distiller.begin(torch.nn.Linear(2, 2)).set_rate(0.5)
+    build(config["schedule"], "schedule").check(build(config["synthesizer"], "synthesizer"), distiller)
+    experiment = composed("experiment", "demo", f"method={name}")
+    assert all(experiment[part] == config[part] for part in ("synthesizer", "distiller", "schedule"))
 
 
 @pytest.mark.parametrize("name", names("strategy"))

@@ -13,15 +13,13 @@ from tiny import (
     head_of,
     inversion,
     network,
-    pixels,
     rng,
     rows,
 )
 from torch import Tensor
 
-from fl_cmi.batchnorm import observe
 from fl_cmi.models.lenet import LeNet
-from fl_cmi.synthesis.contrast import Contrast, features
+from fl_cmi.synthesis.contrast import Contrast
 from fl_cmi.synthesis.terms.one_hot import OneHot
 from fl_cmi.types import ConfigError
 
@@ -132,19 +130,6 @@ def test_contrast_needs_batch_norm_in_every_teacher() -> None:
     with pytest.raises(ConfigError, match=r"contrast.*client 0's model \(LeNet\)"):
         inversion(terms={"oh": OneHot()}, contrastive=contrast()).check(team)
     inversion(terms={"oh": OneHot()}, contrastive=contrast(weight=0.0)).check(team)
-
-
-def test_features_stand_side_by_side() -> None:
-    team, x = ensemble(), pixels(3)
-    found = features(team, x)
-    inputs = []
-    for model in team.models:
-        with observe(model) as seen:
-            model(x)
-        inputs += list(seen.values())
-    expected = torch.tensor(reference.pooled(inputs))
-    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-5)
-    assert found.shape == (3, 3 * (2 + 4 + 8))
 
 
 def test_bank_memory_of_a_run() -> None:

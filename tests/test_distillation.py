@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fl_cmi.augment import CropFlip
 from fl_cmi.bank import Pool, PoolBatch
 from fl_cmi.distillation.distiller import Distiller, blend
+from fl_cmi.distillation.kl import KL
 from fl_cmi.distillation.targets import Fresh, Sharpened
 from fl_cmi.training import cosine
 from fl_cmi.types import ConfigError
@@ -168,7 +169,7 @@ def test_mixed_batches_alone_lose_their_cached_labels(mixup: float) -> None:
 def test_the_loss_equals_the_loops(temperature: float) -> None:
     """A rate of 0 and two steps: the loss is the mean over two known batches of the pool."""
     team, student, pool = ensemble(), network(9), pool_of()
-    distiller = Distiller(partial(torch.optim.SGD, lr=0.0), temperature=temperature, batch_size=5)
+    distiller = Distiller(partial(torch.optim.SGD, lr=0.0), loss=KL(temperature), batch_size=5)
     found = distiller.begin(student)(team, pool, 2, WHOLE, rng(1))
     draws, expected = rng(1), 0.0
     for _ in range(2):
@@ -236,7 +237,7 @@ def test_momentum_lives_on_from_lesson_to_lesson() -> None:
 
 def test_teaching_brings_the_student_closer() -> None:
     team, student, pool = ensemble(), network(9), pool_of(64)
-    lesson = Distiller(partial(torch.optim.Adam, lr=0.01), temperature=2.0, batch_size=32).begin(student)
+    lesson = Distiller(partial(torch.optim.Adam, lr=0.01), loss=KL(2.0), batch_size=32).begin(student)
     first = lesson(ensemble=team, draws=pool, steps=1, progress=WHOLE, rng=rng())
     lesson(team, pool, 60, WHOLE, rng(1))
     assert lesson(team, pool, 1, WHOLE, rng()) < 0.5 * first
@@ -263,7 +264,6 @@ def test_a_loss_that_is_not_finite_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"temperature": 0}, "temperature=0"),
         ({"batch_size": 1}, "batch_size=1"),
         ({"batch_size": 2.5}, "2.5"),
         ({"mixup": -0.1}, "mixup=-0.1"),

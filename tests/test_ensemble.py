@@ -13,6 +13,7 @@ from fl_cmi.ensemble import (
     Combine,
     Ensemble,
     by_class_counts,
+    by_energy,
     by_num_examples,
     majority,
     mean_logits,
@@ -22,8 +23,16 @@ from fl_cmi.ensemble import (
 from fl_cmi.models.lenet import LeNet
 from fl_cmi.types import ConfigError, Teacher
 
-RULES = [mean_logits, mean_probs, by_num_examples, by_class_counts, prior_corrected_logits, majority]
-PROBABILITIES = [mean_probs, by_class_counts, majority]
+RULES = [
+    mean_logits,
+    mean_probs,
+    by_energy,
+    by_num_examples,
+    by_class_counts,
+    prior_corrected_logits,
+    majority,
+]
+PROBABILITIES = [mean_probs, by_energy, by_class_counts, majority]
 OWNED = ((9, 1, 0, 3), (0, 6, 1, 2), (3, 3, 0, 0))
 """Like COUNTS, but every class has an owner."""
 
@@ -121,6 +130,26 @@ def test_little_saturation_makes_all_owners_equal() -> None:
     equal = [[int(n > 0) for n in row] for row in COUNTS]
     found = by_class_counts(logits, ensemble(COUNTS), 1e-6)
     torch.testing.assert_close(found, by_class_counts(logits, ensemble(equal)), rtol=0.0, atol=1e-5)
+
+
+def test_by_energy_at_a_high_temperature_is_the_mean_and_at_a_low_one_the_most_familiar_teacher() -> None:
+    logits, team = teacher_logits(), ensemble(COUNTS)
+    torch.testing.assert_close(by_energy(logits, team, 1e9), mean_probs(logits, team), rtol=0.0, atol=1e-6)
+    chosen = logits.logsumexp(dim=2).argmax(dim=0)
+    expected = logits.log_softmax(dim=2)[chosen, torch.arange(logits.shape[1])]
+    torch.testing.assert_close(by_energy(logits, team, 1e-3), expected, rtol=0.0, atol=1e-5)
+    with pytest.raises(ConfigError, match="combine.temperature=0"):
+        by_energy(logits, team, 0)
+
+
+def test_without_counts_another_rule_may_stand_in() -> None:
+    logits, team = teacher_logits(), ensemble((None, None, None))
+    found = by_class_counts(logits, team, without_counts=by_energy)
+    assert torch.equal(found, by_energy(logits, team))
+    shared = ensemble(COUNTS)
+    assert torch.equal(
+        by_class_counts(logits, shared, without_counts=by_energy), by_class_counts(logits, shared)
+    )
 
 
 @pytest.mark.parametrize("saturation", [0, -1.0, math.nan])

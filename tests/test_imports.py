@@ -14,7 +14,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("synthesis", "distillation", "training", "evaluate", "measures", "report"),
     ("ensemble",),
     ("losses", "batchnorm", "augment", "bank", "partition", "data", "models"),
-    ("types", "rng"),
+    ("nodes", "types", "rng"),
 )
 """From the entry points down. A module may import from its own layer and from those below."""
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from fl_cmi.augment import CropFlip, Identity
 from fl_cmi.batchnorm import observe
-from fl_cmi.synthesis.contrast import Contrast, features
+from fl_cmi.synthesis.contrast import Contrast
+from fl_cmi.synthesis.features import BatchNormInputs
 from fl_cmi.synthesis.inversion import Inversion
 from fl_cmi.synthesis.source import GeneratorSource
 from fl_cmi.synthesis.terms.adversarial import Adversarial
@@ -147,7 +148,7 @@ def test_the_bank_gets_the_features_of_the_kept_iterate() -> None:
     found = loop(team, network(9), Y, TASK, rng())
     assert torch.equal(found.x, source.shown[1])
     stored = made.bank.draw(6, rng())
-    expected = features(team, found.x).repeat(1, 2)
+    expected = BatchNormInputs()(team.observe(found.x)).repeat(1, 2)
     torch.testing.assert_close(stored.sort(dim=0).values, expected.sort(dim=0).values, rtol=1e-5, atol=1e-5)
 
 

@@ -135,13 +135,13 @@ def test_flowers_strategies_run(strategy: str, tmp_path: Path) -> None:
 
 
 def test_clients_may_keep_their_label_counts(tmp_path: Path) -> None:
-    summary = simulate(tmp_path, "share_label_counts=false", "combine=mean_logits")
+    summary = simulate(tmp_path, "share_label_counts=false")
     assert not any("label counts" in line for line in summary["disclosed"])
 
 
 def test_rules_that_need_counts_are_refused_without_them(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="share_label_counts"):
-        simulate(tmp_path / "run", "share_label_counts=false")
+        simulate(tmp_path / "run", "share_label_counts=false", "combine=prior_corrected_logits")
     assert not (tmp_path / "run").exists()
 
 

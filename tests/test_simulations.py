@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from fl_cmi.compose import compose_config
+from fl_cmi.compose import build, check_distillation, compose_config, make_model
 from fl_cmi.distill import run
+from fl_cmi.ensemble import Ensemble
+from fl_cmi.types import Task, Teacher
 from simulations import synthesizers
 from simulations.methods import METHODS
 from simulations.synthesizers import Cell, launch, main
@@ -115,15 +117,24 @@ def test_a_dry_run_prints_commands_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_methods_asked_for_are_there_and_compose_where_they_exist(tmp_path: Path) -> None:
+def test_all_the_methods_asked_for_are_there() -> None:
     assert set(METHODS) == ASKED
-    folder = Path(synthesizers.__file__).parents[1] / "conf"
-    for method, overrides in METHODS.items():
-        group, name = next(o for o in overrides if o.startswith(("synthesizer=", "method="))).split("=")
-        if (folder / group / f"{name}.yaml").is_file():
-            config = compose_config([*synthesizers.SETTING, *overrides], "distill")
-            assert config["schedule"]["epochs"] == 1_000_000, method
-            assert config["model"]["width"] * 2 == config["teacher"]["model"]["width"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_methods_parts_fit_each_other_and_the_teacher(method: str) -> None:
+    config = compose_config([*synthesizers.SETTING, *METHODS[method]], "distill")
+    check_distillation(config)
+    synthesizer, distiller, schedule, combine = (
+        build(config[part], part) for part in ("synthesizer", "distiller", "schedule", "combine")
+    )
+    schedule.check(synthesizer, distiller)
+    teacher = make_model(config["teacher"]["model"], Task((1, 28, 28), 10, (0.5,), (0.5,)), 0)
+    synthesizer.check(Ensemble([Teacher(0, 1, None, teacher)], combine))
+    assert schedule.epochs == 1_000_000
+    assert schedule.evaluate_every == 1_000_000
+    assert synthesizer.batch_size == distiller.batch_size == 128
+    assert config["model"]["width"] * 2 == config["teacher"]["model"]["width"]
 
 
 class Fails:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fl_cmi.augment import CropFlip
 from fl_cmi.batchnorm import batch_norm_layers
-from fl_cmi.training import LocalTraining, constant, cosine, optimizing
+from fl_cmi.training import LocalTraining, constant, cosine, optimizing, step_decay
 from fl_cmi.types import ConfigError, Images
 
 CPU = torch.device("cpu")
@@ -200,6 +200,9 @@ def test_the_rate_follows_the_schedule() -> None:
 def test_schedules_and_parameter_groups() -> None:
     assert [constant(p) for p in (0.0, 0.5, 1.0)] == [1.0, 1.0, 1.0]
     assert [cosine(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.5, 0.0])
+    assert [cosine(p, floor=0.1) for p in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.55, 0.1])
+    decayed = [step_decay(p, [0.2, 0.4]) for p in (0.0, 0.19, 0.2, 0.39, 0.4, 0.99)]
+    assert decayed == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01, 0.01])
     layer = Linear().layer
     optimizer = torch.optim.SGD(
         [{"params": [layer.weight], "lr": 1.0}, {"params": [layer.bias], "lr": 0.1}], lr=1.0

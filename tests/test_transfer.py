@@ -121,6 +121,15 @@ def test_leaving_out_the_lessons_shifts_no_image(tmp_path: Path) -> None:
     assert torch.equal(images(0), images(5))
 
 
+def test_a_pass_over_the_pool_grows_with_it(tmp_path: Path) -> None:
+    """Pools of 6, 12 and 18 images in batches of 4."""
+    metrics, *_ = run(tmp_path, GrowPool(epochs=3, batches=1, steps=None))
+    assert metrics["teacher-passes"] == 3 * (3 * (2 * 2 + 1) + (2 + 3 + 5))
+    for name in ("epochs", "warmup"):
+        with pytest.raises(ConfigError, match=f"schedule.{name}=None"):
+            GrowPool(**{name: None})  # type: ignore[arg-type]
+
+
 def test_the_offline_schedule_only_synthesizes(tmp_path: Path) -> None:
     metrics, pool, student, _ = run(tmp_path, GrowPool(epochs=1, batches=3, steps=0))
     assert len(pool) == 18

@@ -1,6 +1,8 @@
 """Teach the pool to the student."""
 
-from collections.abc import Callable, Iterable
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +11,12 @@ from torch.optim import Optimizer
 
 from fl_cmi.augment import Augment, Identity
 from fl_cmi.bank import Draws
+from fl_cmi.batchnorm import classifier_input
+from fl_cmi.distillation.kl import KL
+from fl_cmi.distillation.loss import Answers, DistillLoss
 from fl_cmi.distillation.targets import Fresh, Targets
 from fl_cmi.ensemble import Ensemble
-from fl_cmi.losses import kl_divergence
+from fl_cmi.rng import stream
 from fl_cmi.training import Schedule, constant, optimizing
 from fl_cmi.types import ConfigError
 
@@ -19,12 +24,12 @@ __all__ = ["Distiller", "Lesson"]
 
 
 class Distiller:
-    """`T^2 KL(target / T || student / T)` on batches drawn from the whole pool, augmented.
+    """Batches drawn from the whole pool, augmented; the student's distance from the targets; a step of its optimizer.
 
     Args:
-        optimizer: Makes the student's optimizer.
-        schedule: Learning rate over all the steps of a round.
-        temperature: T > 0.
+        optimizer: Makes the optimizer of the student, and of what the loss trains along.
+        schedule: Learning rate over all the steps of a round, set anew at every step (CMI's code: at every epoch).
+        loss: How far the student is from the targets; None: `KL(20)`.
         batch_size: Images a step.
         targets: What the student reproduces.
         augment: Applied to each batch before the student (and a fresh teacher) sees it.
@@ -38,38 +43,44 @@ class Distiller:
         self,
         optimizer: Callable[[Iterable[Tensor]], Optimizer],
         schedule: Schedule = constant,
-        temperature: float = 20.0,
+        loss: DistillLoss | None = None,
         batch_size: int = 128,
         targets: Targets | None = None,
         augment: Augment | None = None,
         mixup: float = 0.0,
     ) -> None:
-        if temperature <= 0:
-            raise ConfigError("distiller.temperature", temperature, "a number > 0")
         if not isinstance(batch_size, int) or batch_size < 2:
             raise ConfigError(
                 "distiller.batch_size", batch_size, "an integer >= 2 (batch norm needs two images)"
             )
         if not 0 <= mixup <= 1:
             raise ConfigError("distiller.mixup", mixup, "a share in [0, 1]")
+        self.loss: DistillLoss = KL() if loss is None else loss
+        if mixup > 0 and self.loss.needs_pool:
+            raise ConfigError(
+                "distiller.mixup", mixup, f"0, because loss={self.loss} tells single images apart"
+            )
         self.mixup = mixup
-        self.make_optimizer, self.schedule, self.temperature = optimizer, schedule, temperature
+        self.make_optimizer, self.schedule = optimizer, schedule
         self.batch_size = batch_size
         self.targets: Targets = Fresh() if targets is None else targets
         self.augment: Augment = Identity() if augment is None else augment
 
     def begin(self, student: nn.Module) -> "Lesson":
-        """A fresh optimizer for a round of lessons."""
+        """A fresh optimizer, and a fresh memory of the loss, for a round of lessons."""
         return Lesson(self, student)
 
 
 class Lesson:
-    """One student being taught: the optimizer's state between calls."""
+    """One student being taught: the state of optimizer and loss between calls."""
 
     def __init__(self, distiller: Distiller, student: nn.Module) -> None:
         self.distiller, self.student = distiller, student
+        self.loss = copy.deepcopy(distiller.loss)
         self.optimizer = distiller.make_optimizer(student.parameters())
         self.set_rate = optimizing(self.optimizer, distiller.schedule)
+        self.calls = 0
+        self.begun = False
 
     def __call__(
         self,
@@ -85,33 +96,81 @@ class Lesson:
             The mean loss.
 
         Raises:
-            FloatingPointError: If the loss is not finite.
+            FloatingPointError: If the loss is not finite; the student is left as it was before that step.
         """
-        d, device = self.distiller, ensemble.num_examples_K.device
+        # A stream of the loss's own: what it draws shifts neither the images nor their augmentation.
+        own = stream(rng.initial_seed(), "loss", self.calls)
+        self.calls += 1
         was_training = self.student.training
         self.student.train()
         losses = []
         for step in range(steps):
-            batch = draws.draw(d.batch_size, rng)
-            x, labels, aims = batch.x, batch.labels, None
-            if labels is not None and batch.y is not None:
-                aims = F.one_hot(batch.y, labels.shape[1]).float()
-            mixed = d.mixup > 0 and bool(torch.rand((), generator=rng) < d.mixup)
-            if mixed:
-                x, aims = blend(x, aims, rng)
-            x = d.augment(x.to(device), rng)
-            cached = None if mixed or labels is None else labels.to(device)
-            targets = d.targets(ensemble, x, cached, None if aims is None else aims.to(device))
-            loss = kl_divergence(targets, self.student(x), d.temperature)
+            answers = self.ask(ensemble, draws, rng)
+            if not self.begun:
+                self.begin(answers, own)
+            try:
+                loss = self.loss(answers, own)
+                losses.append(finite(loss, str(self.loss)))
+            except FloatingPointError as error:
+                raise FloatingPointError(f"distillation step {step}: {error}") from error
             self.set_rate(progress[0] + (progress[1] - progress[0]) * step / steps)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
-            losses.append(loss.item())
-            if losses[-1] - losses[-1] != 0:
-                raise FloatingPointError(f"distillation step {step}: the loss is not finite ({losses[-1]})")
         self.student.train(was_training)
         return sum(losses) / len(losses) if losses else 0.0
+
+    def ask(self, ensemble: Ensemble, draws: Draws, rng: torch.Generator) -> Answers:
+        """Draw a batch, and let teachers and student answer to it."""
+        d, device = self.distiller, ensemble.num_examples_K.device
+        batch = draws.draw(d.batch_size, rng)
+        x, labels, aims = batch.x, batch.labels, None
+        if labels is not None and batch.y is not None:
+            aims = F.one_hot(batch.y, labels.shape[1]).float()
+        mixed = d.mixup > 0 and bool(torch.rand((), generator=rng) < d.mixup)
+        if mixed:
+            x, aims = blend(x, aims, rng)
+        x = d.augment(x.to(device), rng)
+        cached = None if mixed or labels is None else labels.to(device)
+        watched = list(ensemble.models) if d.loss.needs_features else []
+        with watching(watched) as taught, torch.no_grad():
+            target = d.targets(ensemble, x, cached, None if aims is None else aims.to(device))
+            if not all(taught):  # the targets came from the cache
+                ensemble.logits(x)
+        with watching([self.student] if d.loss.needs_features else []) as learnt:
+            logits = self.student(x)
+        return Answers(
+            target,
+            logits,
+            learnt[0][0] if learnt else None,
+            [found[0] for found in taught],
+            None if mixed or batch.pool is None else batch.index,
+            None if mixed or batch.y is None else batch.y.to(device),
+            None if mixed else batch.pool,
+        )
+
+    def begin(self, answers: Answers, rng: torch.Generator) -> None:
+        """Train the loss's own parameters with the student's: at the same rate, decay and schedule."""
+        own = list(self.loss.begin(answers, rng))
+        if own:
+            self.optimizer.add_param_group({"params": own})
+            self.set_rate = optimizing(self.optimizer, self.distiller.schedule)
+        self.begun = True
+
+
+@contextmanager
+def watching(models: Sequence[nn.Module]) -> Iterator[list[list[Tensor]]]:
+    """Collect what the classifier of each model sees, one list per model with an entry per forward pass."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(classifier_input(model)) for model in models]
+
+
+def finite(loss: Tensor, name: str) -> float:
+    """The loss as a number; an error that names it if it is none."""
+    value = loss.item()
+    if value - value != 0:  # inf - inf and NaN - NaN are NaN
+        raise FloatingPointError(f"{name} is not finite ({value})")
+    return value
 
 
 def blend(x: Tensor, aims: Tensor | None, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:

@@ -3,6 +3,7 @@
 Each schedule ends after its epochs or, where the transfer has a budget, with the epoch in which the time is up.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from fl_cmi.distillation.distiller import Distiller
@@ -17,24 +18,25 @@ __all__ = ["Alternate", "GeneratorFirst", "GrowPool"]
 class GrowPool:
     """In every epoch add `batches` batches to the pool, then take `steps` distillation steps on the whole pool.
 
-    CMI's schedule is 200 epochs of 1 batch and 400 steps; 1 epoch of many batches is the offline schedule.
+    CMI's schedule is 200 epochs of 1 batch and 400 steps; 1 epoch of many batches is the offline schedule. DENSE and
+    Co-Boosting take as many steps as one pass over the pool needs, which grow with it.
 
     Args:
         epochs: Number of times, >= 1.
         batches: Batches synthesized in an epoch, >= 1.
-        steps: Distillation steps in an epoch, >= 0.
+        steps: Distillation steps in an epoch, >= 0; None: as many as one pass over the pool takes.
         evaluate_every: Epochs between two looks at the student (for the curve only: nothing is selected by it).
         warmup: First epochs, >= 0 and < epochs, that only synthesize (FastDFKD).
     """
 
     epochs: int = 200
     batches: int = 1
-    steps: int = 400
+    steps: int | None = 400
     evaluate_every: int = 10
     warmup: int = 0
 
     def __post_init__(self) -> None:
-        at_least(self, epochs=1, batches=1, steps=0, evaluate_every=1, warmup=0)
+        at_least(self, epochs=1, batches=1, steps=0, evaluate_every=1, warmup=0, optional=("steps",))
         if self.warmup >= self.epochs:
             raise ConfigError("schedule.warmup", self.warmup, f"fewer than the {self.epochs} epochs")
 
@@ -50,7 +52,8 @@ class GrowPool:
                 taught = epoch - self.warmup
                 if taught >= 0:
                     share = taught / lessons, (taught + 1) / lessons
-                    transfer.distil(transfer.pool, self.steps, share)
+                    steps = transfer.steps_of_a_pass if self.steps is None else self.steps
+                    transfer.distil(transfer.pool, steps, share)
                 last = epoch + 1 == self.epochs or transfer.over
                 transfer.report(epoch + 1, look=last or (epoch + 1) % self.evaluate_every == 0)
                 phase.advance(1, note=transfer.note())
@@ -92,7 +95,7 @@ class Alternate:
         with transfer.phase(self.epochs) as phase:
             for epoch in range(self.epochs):
                 for iteration in range(self.iterations):
-                    transfer.invert(1)
+                    transfer.train_generator()
                     done = epoch * self.iterations + iteration
                     transfer.distil(fresh, self.steps, (done / total, (done + 1) / total))
                     if transfer.over:
@@ -136,7 +139,7 @@ class GeneratorFirst:
         fresh = FreshImages(transfer)
         with transfer.phase(self.generator_batches + self.epochs) as phase:
             for _ in range(self.generator_batches):
-                transfer.invert(1)
+                transfer.train_generator()
                 phase.advance(1, note=transfer.note())
                 if transfer.over:
                     break
@@ -160,7 +163,7 @@ def keep(transfer: Transfer, fresh: FreshImages, number: int) -> None:
 
 
 def check_fresh(synthesizer: Synthesizer, distiller: Distiller, schedule: str) -> None:
-    """Raise ConfigError where images cannot be made on demand, or where the distiller asks what they were made for."""
+    """Raise ConfigError where images cannot be made on demand, or where the distiller must know them from a pool."""
     synthesizer.check_sample()
     if distiller.targets.needs_pool:
         raise ConfigError(
@@ -168,11 +171,20 @@ def check_fresh(synthesizer: Synthesizer, distiller: Distiller, schedule: str) -
             type(distiller.targets).__name__,
             f"Fresh, because schedule={schedule} teaches images that were made for no label",
         )
+    if distiller.loss.needs_pool:
+        raise ConfigError(
+            "distiller.loss",
+            distiller.loss,
+            f"one that needs neither slot nor label, such as KL, because schedule={schedule} teaches images that are"
+            " in no pool",
+        )
 
 
-def at_least(schedule: object, **least: int) -> None:
-    """Raise ConfigError, naming the field, for a value below its least or no integer."""
+def at_least(schedule: object, optional: Sequence[str] = (), **least: int) -> None:
+    """Raise ConfigError, naming the field, for a value below its least or no integer (None only where optional)."""
     for field in fields(schedule):  # type: ignore[arg-type]
         value = getattr(schedule, field.name)
+        if value is None and field.name in optional:
+            continue
         if isinstance(value, bool) or not isinstance(value, int) or value < least[field.name]:
             raise ConfigError(f"schedule.{field.name}", value, f"an integer >= {least[field.name]}")

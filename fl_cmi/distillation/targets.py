@@ -13,7 +13,7 @@ __all__ = ["Fresh", "Sharpened", "Targets"]
 
 
 class Targets(Protocol):
-    """Target logits (B, C) for a batch of images as the student will see them.
+    """Target logits (B, C) for a batch of images as the student will see them; teachers are asked about these only.
 
     Args:
         ensemble: The teachers.
@@ -56,7 +56,7 @@ class Fresh:
 class Sharpened:
     """The ensemble's probabilities P, sharpened and mixed with the label that the image was inverted for.
 
-        q = (1 - m) P^s / sum_c P_c^s + m onehot(y)
+        q = max(floor, (1 - m) P^s / sum_c P_c^s + m onehot(y))
 
     An ensemble of skewed clients is right but unsure (mean top probability about .4): flat targets teach slowly, and
     the inverted label is right where the ensemble is split. P comes from the pool's cache where it can; only mixed
@@ -65,16 +65,20 @@ class Sharpened:
     Args:
         sharpen: s > 0; 1 leaves P as it is.
         mix: m in [0, 1].
+        floor: Least probability, in (0, 1): sharpening takes most classes to 0, and targets are logarithms. KL hardly
+            sees it; losses on logits do, for it is the level that they pull those classes to.
     """
 
     needs_pool = True
 
-    def __init__(self, sharpen: float = 4.0, mix: float = 0.5) -> None:
+    def __init__(self, sharpen: float = 4.0, mix: float = 0.5, floor: float = 1e-12) -> None:
         if sharpen <= 0:
             raise ConfigError("distiller.targets.sharpen", sharpen, "a number > 0")
         if not 0 <= mix <= 1:
             raise ConfigError("distiller.targets.mix", mix, "a number in [0, 1]")
-        self.sharpen, self.mix = sharpen, mix
+        if not 0 < floor < 1:
+            raise ConfigError("distiller.targets.floor", floor, "a number in (0, 1)")
+        self.sharpen, self.mix, self.floor = sharpen, mix, floor
 
     def __call__(
         self,
@@ -87,4 +91,4 @@ class Sharpened:
         assert aims is not None, "checked by the schedule"
         labels = ensemble.label(seen) if labels is None else labels
         sharp = (self.sharpen * labels).softmax(dim=1)
-        return ((1 - self.mix) * sharp + self.mix * aims).clamp(min=1e-12).log()
+        return ((1 - self.mix) * sharp + self.mix * aims).clamp(min=self.floor).log()

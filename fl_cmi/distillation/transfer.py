@@ -87,26 +87,32 @@ class Transfer:
         """The round's own phase, of so many parts unless time decides."""
         return self.progress.phase("transfer", total=total if self.budget.seconds is None else None)
 
-    def invert(self, batches: int) -> list[Inverted]:
-        """Synthesize so many batches."""
-        made = []
+    def train_generator(self) -> None:
+        """Synthesize one batch for the generator's sake, and forget it."""
         with self.progress.phase("synthesis"):
-            for _ in range(batches):
-                rng = self.stream("synthesis", self.num_batches)
-                made.append(self.synthesizer(self.ensemble, self.student, self.task, rng))
-                self.num_batches += 1
-                self.num_images += len(made[-1].y)
-                self.inverted = made[-1].losses
-        return made
+            self._synthesize()
 
     def grow(self, batches: int) -> None:
         """Synthesize so many batches, at least one, and put them into the pool, labelled by the whole ensemble."""
-        for batch in range(batches):
-            if batch and self.over:
-                break
-            (made,) = self.invert(1)
-            with self.progress.phase("synthesis"):
+        with self.progress.phase("synthesis", total=batches) as phase:
+            for batch in range(batches):
+                if batch and self.over:
+                    break
+                made = self._synthesize()
                 self.pool.add(made.x, made.y, self.ensemble.label(made.x), made.client)
+                phase.advance()
+
+    def _synthesize(self) -> Inverted:
+        rng = self.stream("synthesis", self.num_batches)
+        made = self.synthesizer(self.ensemble, self.student, self.task, rng)
+        self.num_batches, self.num_images = self.num_batches + 1, self.num_images + len(made.y)
+        self.inverted = made.losses
+        return made
+
+    @property
+    def steps_of_a_pass(self) -> int:
+        """Distillation steps in which as many images are drawn as the pool holds, rounded up."""
+        return -(-len(self.pool) // self.lesson.distiller.batch_size)
 
     def distil(self, draws: Draws, steps: int, share: tuple[float, float]) -> None:
         """Teach the student for so many steps, with the learning rate of the share (from, to) of the round."""

@@ -13,7 +13,7 @@ from fl_cmi.distillation.distiller import Distiller
 from fl_cmi.distillation.transfer import Schedule, transfer
 from fl_cmi.ensemble import Combine, Ensemble
 from fl_cmi.flower.records import to_record, unpack_updates
-from fl_cmi.sides import ServerSide
+from fl_cmi.sides import ServerSide, same_tensors
 from fl_cmi.synthesis.synthesizers import Synthesizer
 from fl_cmi.types import ConfigError, State, Update
 
@@ -119,5 +119,4 @@ class FedCmi(FedAvg):
 def one_architecture(side: ServerSide) -> bool:
     """Whether all clients train the global model's architecture, by the names and shapes of its tensors."""
     models = [side.student(), *(side.build(client) for client in range(side.num_architectures))]
-    shapes = [{name: value.shape for name, value in model.state_dict().items()} for model in models]
-    return all(other == shapes[0] for other in shapes)
+    return same_tensors(model.state_dict() for model in models)

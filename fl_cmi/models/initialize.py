@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-__all__ = ["initialize"]
+__all__ = ["initialize", "initialize_normal"]
 
 
 @torch.no_grad()
@@ -36,3 +36,23 @@ def initialize(model: nn.Module, rng: torch.Generator) -> nn.Module:
         elif any(True for _ in module.parameters(recurse=False)):
             raise TypeError(f"no rule to initialize a {type(module).__name__}")
     return model
+
+
+@torch.no_grad()
+def initialize_normal(model: nn.Module, rng: torch.Generator) -> None:
+    """Draw all weights afresh, in place: ~ N(0, .02), of batch norm ~ N(1, .02), biases 0, running statistics new.
+
+    DCGAN's initialization (Radford et al. 2016, arXiv 1511.06434), which generators keep.
+
+    Args:
+        model: A network of 2-d convolutions, linear and batch-norm layers, on any device.
+        rng: A CPU generator; weights are drawn in module order.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+        if isinstance(module, nn.BatchNorm2d | nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            center = 1.0 if isinstance(module, nn.BatchNorm2d) else 0.0
+            module.weight.copy_(torch.empty(module.weight.shape).normal_(center, 0.02, generator=rng))
+            if module.bias is not None:
+                module.bias.zero_()

@@ -63,6 +63,8 @@ def write_results(
     levels = {name: summary.get(name, {}).get("accuracy") for name in ("ensemble", "average", "teacher")}
     curves(MetricsLog.read(run_dir / "metrics.jsonl"), run_dir / "curves.png", **levels)
     if pool is not None and len(pool):
-        synthetic_grid(pool.pixels.float() / 255, pool.targets, class_names, run_dir / "synthetic.png")
+        chosen = pool.get(pool.surest())
+        assert chosen.y is not None
+        synthetic_grid(chosen.x, chosen.y, class_names, run_dir / "synthetic.png")
     write_json(run_dir / "summary.json", summary)
     write_page()

@@ -152,7 +152,7 @@ def _pictures(run_dir: Path) -> str:
         run_dir / "synthetic.png",
         "Synthetic images, one row for each class",
         "pictures",
-        "Made from the teachers alone; one row for each class, spread over the pool.",
+        "Made from the teachers alone; one row for each class, of the quarter that they are surest about.",
     )
     return (section("Accuracy and losses", lines) if lines else "") + (
         section("Synthetic images", grid) if grid else ""

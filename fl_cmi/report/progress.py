@@ -238,7 +238,8 @@ class _LogLines:
     def begin(self, phase: Phase) -> None:
         if phase.depth == 0:
             self._last.clear()
-        if phase.depth == 0 or self._due(phase):
+        # What is inside another phase speaks when there is something to tell.
+        if phase.depth == 0:
             self._say(phase, "started" if phase.total is None else f"started, {phase.total} steps")
 
     def change(self, phase: Phase) -> None:
@@ -247,7 +248,7 @@ class _LogLines:
 
     def finish(self, phase: Phase) -> None:
         # Short phases that come again and again inside another would flood the log.
-        if phase.entry == 1 or phase.state == "failed" or self._due(phase):
+        if phase.depth == 0 or phase.entry == 1 or phase.state == "failed":
             ended = "done" if phase.state == "done" else ""
             self._say(phase, phase.count, duration(phase.earlier + phase.seconds), phase.remark, ended)
 

@@ -10,20 +10,15 @@ from torch.nn import functional as F
 
 from fl_cmi.augment import Augment, ResizedCropFlip
 from fl_cmi.bank import Bank
-from fl_cmi.batchnorm import pooled_inputs
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.losses import info_nce
 from fl_cmi.models.initialize import initialize
+from fl_cmi.synthesis.features import BatchNormInputs, FeatureMap
 from fl_cmi.types import ConfigError
 
-__all__ = ["Contrast", "features"]
+__all__ = ["Contrast"]
 
 Features = Float[Tensor, "batch features"]
-
-
-def features(ensemble: Ensemble, x: Float[Tensor, "batch channels height width"]) -> Features:
-    """Pooled batch-norm inputs of every teacher, side by side: clients share no axes to average."""
-    return torch.cat([pooled_inputs(seen) for seen in ensemble.observe(x).seen], dim=1)
 
 
 class Contrast:
@@ -47,6 +42,7 @@ class Contrast:
         head_width: Width of the head's output.
         learning_rate: Of the head's own Adam (betas .9, .999).
         local_view: Augmentation that makes the local view.
+        features: What stands for an image; None: the inputs of all batch-norm layers.
     """
 
     def __init__(
@@ -58,26 +54,31 @@ class Contrast:
         head_width: int = 256,
         learning_rate: float = 1e-3,
         local_view: Augment | None = None,
+        features: FeatureMap | None = None,
     ) -> None:
         if temperature <= 0:
             raise ConfigError("synthesizer...contrast.temperature", temperature, "a number > 0")
         self.weight, self.temperature = weight, temperature
         self.num_negatives, self.head_width, self.learning_rate = num_negatives, head_width, learning_rate
         self.local_view: Augment = ResizedCropFlip() if local_view is None else local_view
+        self.features: FeatureMap = BatchNormInputs() if features is None else features
         self.bank = Bank(bank_size)
         self.width = 0
         self.head: nn.Sequential | None = None
         self.optimizer: torch.optim.Optimizer | None = None
 
     def check(self, ensemble: Ensemble) -> None:
-        """Every teacher needs batch norm: the features are the inputs of these layers."""
+        """Every teacher needs batch norm where the features are the inputs of these layers."""
+        if not self.features.needs_batch_norm:
+            return
         for teacher, layers in zip(ensemble.teachers, ensemble.batch_norm_counts, strict=True):
             if layers == 0:
                 name = type(teacher.model).__name__
                 raise ConfigError(
                     "synthesizer...contrast",
                     f"{self.weight}",
-                    f"null, because client {teacher.client}'s model ({name}) has no batch norm to take features from",
+                    f"null, because client {teacher.client}'s model ({name}) has no batch norm to take features from;"
+                    " features=Penultimate needs none",
                 )
 
     def begin(self, width: int, rng: torch.Generator, device: torch.device) -> None:

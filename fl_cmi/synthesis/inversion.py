@@ -9,9 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fl_cmi.augment import Augment, Identity
-from fl_cmi.batchnorm import pooled_inputs
 from fl_cmi.ensemble import Ensemble
-from fl_cmi.synthesis.contrast import Contrast, features
+from fl_cmi.synthesis.contrast import Contrast
 from fl_cmi.synthesis.source import Source
 from fl_cmi.synthesis.terms.term import Term, look
 from fl_cmi.types import ConfigError, Task
@@ -120,8 +119,8 @@ class Inversion:
                 views: tuple[Tensor, Tensor] | None = None
                 if contrast is not None:
                     # Keys carry no gradient, so the global view's features are detached at once.
-                    global_ = torch.cat([pooled_inputs(inputs) for inputs in seen.seen], dim=1).detach()
-                    local = features(ensemble, contrast.local_view(x, rng))
+                    global_ = contrast.features(seen).detach()
+                    local = contrast.features(ensemble.observe(contrast.local_view(x, rng)))
                     contrast.begin(local.shape[1], rng, device)
                     losses["contrast"] = contrast(local, global_, rng)
                     total = total + contrast.weight * losses["contrast"]

@@ -7,12 +7,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from fl_cmi.models.generator import Generator
-from fl_cmi.types import Shape, Task
+from fl_cmi.models.generator import ImageGenerator
+from fl_cmi.types import ConfigError, Shape, Task
 
 __all__ = ["GeneratorSource", "Samples", "Source", "TrainedGenerator"]
 
+MakeGenerator = Callable[[Shape], ImageGenerator]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
@@ -53,16 +55,24 @@ class GeneratorSource:
     The generator stays in train mode: its batch norm uses the statistics of the batch at hand.
 
     Args:
-        generator: Makes a generator for an image shape; it has `reset(rng)` and `num_latents`.
+        generator: Makes a generator for an image shape.
         optimizer: Makes the optimizer of weights and latents.
         reset: True re-initializes the generator for each batch (CMI, paper); False lets it go on from the last batch.
+        clip: Longest gradient of the weights, by its 2-norm, > 0; longer ones are scaled down (Co-Boosting). None
+            leaves them as they are.
     """
 
     def __init__(
-        self, generator: Callable[[Shape], Generator], optimizer: MakeOptimizer, reset: bool = True
+        self,
+        generator: MakeGenerator,
+        optimizer: MakeOptimizer,
+        reset: bool = True,
+        clip: float | None = None,
     ) -> None:
-        self.make, self.make_optimizer, self.reset = generator, optimizer, reset
-        self.generator: Generator | None = None
+        if clip is not None and not clip > 0:
+            raise ConfigError("synthesizer.inversion.source.clip", clip, "a number > 0, or null")
+        self.make, self.make_optimizer, self.reset, self.clip = generator, optimizer, reset, clip
+        self.generator: ImageGenerator | None = None
         self.latents: nn.Parameter | None = None
         self.optimizer: Optimizer | None = None
 
@@ -74,6 +84,7 @@ class GeneratorSource:
         elif self.reset:
             self.generator.reset(rng)
         self.generator.to(device).to(memory_format=torch.channels_last).train()
+        self.task = task
         latents = torch.randn(len(y), self.generator.num_latents, generator=rng)
         self.latents = nn.Parameter(latents.to(device))
         self.optimizer = self.make_optimizer([*self.generator.parameters(), self.latents])
@@ -81,10 +92,12 @@ class GeneratorSource:
     def images(self) -> Float[Tensor, "batch channels height width"]:
         """G(z) for the latents as they stand."""
         assert self.generator is not None and self.latents is not None, "begin() comes first"
-        return self.generator(self.latents)
+        return self.generator.images(self.latents, self.task)
 
     def step(self) -> None:
         """One step of weights and latents."""
+        if self.clip is not None and self.generator is not None:
+            nn.utils.clip_grad_norm_(self.generator.parameters(), self.clip)
         follow(self.optimizer)
 
     def finish(self) -> None:
@@ -97,48 +110,55 @@ class TrainedGenerator:
     The generators of DAFL, ZSKT, DFAD, DFQ and RDSKD.
 
     Args:
-        generator: Makes a generator for an image shape; it has `reset(rng)` and `num_latents`.
+        generator: Makes a generator for an image shape.
         optimizer: Makes the optimizer of the weights.
         sample_in_train_mode: Whether `sample` uses the statistics of its own batch (DFAD) instead of running ones.
+        scheduler: Makes the scheduler of the optimizer's rate, which counts batches; None keeps the rate.
     """
 
     def __init__(
         self,
-        generator: Callable[[Shape], Generator],
+        generator: MakeGenerator,
         optimizer: MakeOptimizer,
         sample_in_train_mode: bool = False,
+        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
     ) -> None:
-        self.make, self.make_optimizer = generator, optimizer
+        self.make, self.make_optimizer, self.make_scheduler = generator, optimizer, scheduler
         self.sample_in_train_mode = sample_in_train_mode
-        self.generator: Generator | None = None
+        self.generator: ImageGenerator | None = None
         self.optimizer: Optimizer | None = None
+        self.scheduler: LRScheduler | None = None
 
     def begin(self, task: Task, y: Int[Tensor, " batch"], rng: torch.Generator, device: torch.device) -> None:
         """Make the generator at the first batch; take the stream of this one."""
         self.built(task, rng, device).train()
-        self.batch_size, self.rng, self.device = len(y), rng, device
+        self.task, self.batch_size, self.rng, self.device = task, len(y), rng, device
 
-    def built(self, task: Task, rng: torch.Generator, device: torch.device) -> Generator:
+    def built(self, task: Task, rng: torch.Generator, device: torch.device) -> ImageGenerator:
         """The generator, made and initialized when it is first asked for."""
         if self.generator is None:
             self.generator = self.make(task.shape)
             self.generator.reset(rng)
             self.generator.to(device).to(memory_format=torch.channels_last)
             self.optimizer = self.make_optimizer(self.generator.parameters())
+            if self.make_scheduler is not None:
+                self.scheduler = self.make_scheduler(self.optimizer)
         return self.generator
 
     def images(self) -> Float[Tensor, "batch channels height width"]:
         """G(z) for new latents."""
         assert self.generator is not None, "begin() comes first"
         latents = torch.randn(self.batch_size, self.generator.num_latents, generator=self.rng)
-        return self.generator(latents.to(self.device))
+        return self.generator.images(latents.to(self.device), self.task)
 
     def step(self) -> None:
         """One step of the weights."""
         follow(self.optimizer)
 
     def finish(self) -> None:
-        """Nothing to do: weights and optimizer go on."""
+        """Weights and optimizer go on, its rate perhaps at another value."""
+        if self.scheduler is not None:
+            self.scheduler.step()
 
     @torch.no_grad()
     def sample(
@@ -147,8 +167,7 @@ class TrainedGenerator:
         """Images of fresh latents."""
         generator = self.built(task, rng, device).train(self.sample_in_train_mode)
         latents = torch.randn(batch_size, generator.num_latents, generator=rng)
-        x: Tensor = generator(latents.to(device))
-        return x
+        return generator.images(latents.to(device), task)
 
 
 def follow(optimizer: Optimizer | None) -> None:

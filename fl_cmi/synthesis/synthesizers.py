@@ -2,7 +2,7 @@
 
 import copy
 from dataclasses import replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -71,16 +71,26 @@ def sampling(inversion: Inversion) -> Samples:
 class Joint:
     """Invert all teachers at once: their combined logits, the mean of their batch-norm terms.
 
-    Labels are uniform over the classes that some client owns (all classes where clients keep their counts), sorted.
-    Under label skew the batch is asked to match statistics that contradict each other; see `PerClient`.
+    Labels are of the classes that some client owns (all classes where clients keep their counts). Under label skew the
+    batch is asked to match statistics that contradict each other; see `PerClient`.
 
     Args:
         inversion: Of one batch; its generator and bank persist over batches.
         batch_size: Images a batch.
+        labels: `uniform` draws them, sorted. `cyclic` counts through the classes where the batch has at least
+            max(classes, 64) images, else draws (The Knowledge Within). `ensemble` is for terms that drive images to no
+            label: afterwards they get the ensemble's choice, at one pass of every teacher.
     """
 
-    def __init__(self, inversion: Inversion, batch_size: int = 256) -> None:
-        self.inversion, self.batch_size = inversion, checked_batch_size(batch_size)
+    def __init__(
+        self,
+        inversion: Inversion,
+        batch_size: int = 256,
+        labels: Literal["uniform", "cyclic", "ensemble"] = "uniform",
+    ) -> None:
+        if labels not in ("uniform", "cyclic", "ensemble"):
+            raise ConfigError("synthesizer.labels", labels, "one of uniform, cyclic, ensemble")
+        self.inversion, self.batch_size, self.labels = inversion, checked_batch_size(batch_size), labels
 
     def check(self, ensemble: Ensemble) -> None:
         """As the inversion's terms."""
@@ -90,8 +100,15 @@ class Joint:
         """One batch of all teachers."""
         owned = ensemble.owned_classes
         classes = torch.arange(task.num_classes) if owned is None else owned.cpu()
-        y = classes[torch.randint(len(classes), (self.batch_size,), generator=rng)].sort().values
-        return self.inversion(ensemble, student, y, task, rng)
+        made = self.inversion(ensemble, student, self.draw(classes, rng), task, rng)
+        return replace(made, y=ensemble.label(made.x).argmax(dim=1)) if self.labels == "ensemble" else made
+
+    def draw(self, classes: Int[Tensor, " classes"], rng: torch.Generator) -> Int[Tensor, " batch"]:
+        """The labels of a batch, out of these classes."""
+        number = len(classes)
+        if self.labels == "cyclic" and self.batch_size >= max(number, 64):
+            return classes[torch.arange(self.batch_size) % number]
+        return classes[torch.randint(number, (self.batch_size,), generator=rng)].sort().values
 
     def check_sample(self) -> None:
         """The source must be a generator trained for the whole run."""
