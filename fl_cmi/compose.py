@@ -32,15 +32,18 @@ __all__ = [
     "Config",
     "build",
     "check",
+    "check_distillation",
     "client_side",
     "compose_config",
     "config_folder",
     "dataset",
     "fitting",
+    "make_model",
     "make_partition",
     "pick_device",
     "plain_config",
     "server_side",
+    "task",
 ]
 
 Config = dict[str, Any]
@@ -52,10 +55,10 @@ def config_folder() -> Path:
     return installed if installed.is_dir() else Path(__file__).parent.parent / "conf"
 
 
-def compose_config(overrides: Sequence[str]) -> Config:
-    """The configuration that `python -m fl_cmi.simulate` would run with these overrides."""
+def compose_config(overrides: Sequence[str], name: str = "simulate") -> Config:
+    """The configuration that `python -m fl_cmi.<name>` would run with these overrides."""
     with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
-        return plain_config(hydra.compose("simulate", list(overrides)))
+        return plain_config(hydra.compose(name, list(overrides)))
 
 
 def plain_config(config: DictConfig) -> Config:
@@ -99,21 +102,14 @@ def fitting(node: Any, key: str) -> Iterator[None]:
 
 
 def check(config: Config) -> None:
-    """Raise ConfigError for a top-level value out of range."""
-
-    def integer(key: str, least: int | None, optional: bool = False) -> None:
-        value = config[key]
-        if optional and value is None:
-            return
-        if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
-            raise ConfigError(key, value, "an integer" + ("" if least is None else f" >= {least}"))
-
-    integer("seed", None)
-    integer("rounds", 1)
-    integer("num_clients", 1)
-    integer("clients_per_round", 1, optional=True)
-    integer("server_threads", 1, optional=True)
-    integer("client_threads", 1)
+    """Raise ConfigError for a top-level value of a federated run that is out of range."""
+    refuse(config, ("teacher", "threads"), "distill")
+    check_integer(config, "seed", None)
+    check_integer(config, "rounds", 1)
+    check_integer(config, "num_clients", 1)
+    check_integer(config, "clients_per_round", 1, optional=True)
+    check_integer(config, "server_threads", 1, optional=True)
+    check_integer(config, "client_threads", 1)
     if (config["clients_per_round"] or 1) > config["num_clients"]:
         most = f"at most {config['num_clients']} clients"
         raise ConfigError("clients_per_round", config["clients_per_round"], most)
@@ -123,6 +119,45 @@ def check(config: Config) -> None:
         raise ConfigError("share_label_counts", config["share_label_counts"], "true or false")
     pick_device(config["device"])
     check_nodes(config)
+
+
+def check_distillation(config: Config) -> None:
+    """Raise ConfigError for a value of an un-federated run that is out of range."""
+    refuse(config, ("partition", "teachers", "strategy", "rounds", "num_clients"), "simulate")
+    check_integer(config, "seed", None)
+    check_integer(config, "threads", 1, optional=True)
+    checkpoint, train = config["teacher"]["checkpoint"], config["teacher"]["train"]
+    if checkpoint is not None and not isinstance(checkpoint, str):
+        raise ConfigError("teacher.checkpoint", checkpoint, "a .safetensors file, or null")
+    if train not in (None, True, False):
+        raise ConfigError(
+            "teacher.train", train, "true, false, or null for true where no checkpoint is given"
+        )
+    if train is (checkpoint is not None):
+        given = "without" if checkpoint is None else "with"
+        raise ConfigError(
+            "teacher.train", train, f"the contrary, {given} teacher.checkpoint: exactly one of the two"
+        )
+    pick_device(config["device"])
+    check_nodes(config)
+
+
+def refuse(config: Config, keys: Sequence[str], program: str) -> None:
+    """Raise ConfigError for a top-level key that only another program reads; a preset of its may bring it."""
+    for key in keys:
+        if key in config:
+            raise ConfigError(
+                key, "...", f"nothing here; it is for python -m fl_cmi.{program}, as are its presets"
+            )
+
+
+def check_integer(config: Config, key: str, least: int | None, optional: bool = False) -> None:
+    """Raise ConfigError unless the top-level value is an integer of at least `least`, or null where `optional`."""
+    value = config[key]
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
+        raise ConfigError(key, value, "an integer" + ("" if least is None else f" >= {least}"))
 
 
 def pick_device(name: str) -> torch.device:
@@ -170,13 +205,13 @@ def task(data: Dataset) -> Task:
     return Task(data.train.shape, data.train.num_classes, data.mean, data.std)
 
 
-def make_model(node: Config, what: Task, seed: int) -> nn.Module:
-    """A model with the initial weights that its architecture has in every client of this run."""
-    make = build(node, "model")
-    with fitting(node, "model"):
+def make_model(node: Config, what: Task, seed: int, key: str = "model") -> nn.Module:
+    """A model with the initial weights that its architecture has in every client of this run, or under this key."""
+    make = build(node, key)
+    with fitting(node, key):
         model = make(shape=what.shape, num_classes=what.num_classes, mean=what.mean, std=what.std)
     assert isinstance(model, nn.Module)
-    initialize(model, stream(seed, "model"))
+    initialize(model, stream(seed, key))
     return model
 
 

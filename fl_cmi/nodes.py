@@ -25,8 +25,8 @@ def check_nodes(config: dict[str, Any]) -> None:
     Only plain annotations are judged (numbers, texts, true or false, literals and unions of them); optimizers, whose
     annotations say little, are built once on a made-up parameter.
     """
-    # The strategy repeats other nodes; a mistake there is told with the key that the user typed.
-    last = {key: config[key] for key in sorted(config, key=lambda key: key == "strategy")}
+    # Strategy and teacher repeat other nodes; a mistake there is told with the key that the user typed.
+    last = {key: config[key] for key in sorted(config, key=lambda key: key in ("strategy", "teacher"))}
     for path, node in nodes(last, ""):
         target = pkgutil.resolve_name(node["_target_"])
         values = {key: value for key, value in node.items() if not key.startswith("_")}

@@ -7,50 +7,34 @@ python -m fl_cmi.simulate -m seed=0,1,2 strategy=fedavg,fed_cmi
 
 import json
 import logging
-import math
 import os
-import shlex
-import shutil
-import sys
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import hydra
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
-from safetensors.torch import save_file
 
 from fl_cmi.bank import Pool
-from fl_cmi.compose import (
-    Config,
-    build,
-    check,
-    config_folder,
-    dataset,
-    fitting,
-    make_partition,
-    plain_config,
-    server_side,
-)
-from fl_cmi.data.dataset import Dataset
+from fl_cmi.command import carry_out, command_line
+from fl_cmi.compose import Config, build, check, dataset, fitting, make_partition, server_side
 from fl_cmi.ensemble import Combine, Ensemble
 from fl_cmi.evaluate import accuracy, predict
 from fl_cmi.flower.backend import Backend, flower_log
 from fl_cmi.flower.participation import ClientFailure
 from fl_cmi.flower.server import Outcome, serve
 from fl_cmi.flower.strategies import FedCmi, one_architecture
+from fl_cmi.measures import measure_pool
 from fl_cmi.partition import Partition
-from fl_cmi.report.figures import curves, partition_heatmap, synthetic_grid
+from fl_cmi.report.figures import partition_heatmap
+from fl_cmi.report.folder import saving_on_failure, write_results
 from fl_cmi.report.html import write_report
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
-from fl_cmi.report.summary import commit, digest, versions, write_json
+from fl_cmi.report.summary import digest, provenance
 from fl_cmi.report.table import print_summary
+from fl_cmi.rng import stream
 from fl_cmi.sides import ServerSide
 from fl_cmi.types import ConfigError
 
@@ -97,17 +81,26 @@ def run(
         nonlocal outcome
         outcome = serve(grid, strategy, side, config, threads)
 
-    backend.run(json.dumps(config), partition, config["num_clients"], rounds)
+    pool = strategy.pool if isinstance(strategy, FedCmi) else None
+    with saving_on_failure(pool, run_dir):
+        backend.run(json.dumps(config), partition, config["num_clients"], rounds)
     torch.set_num_threads(threads)
     with progress.phase("evaluation"):
-        measured = measure(outcome, side, combine)
+        measured = measure(outcome, side, combine, pool)
     summary = summarize(config, outcome, measured, partition, side)
     # `transfer` is the sum of synthesis, distillation and evaluation.
     phases = {name: seconds for name, seconds in progress.seconds.items() if name != "transfer"}
     summary["seconds"] = {**phases, "total": time.perf_counter() - start}
     log.write("summary", **{key: summary[key] for key in ("student", "ensemble", "average", "gap")})
-    pool = strategy.pool if isinstance(strategy, FedCmi) else None
-    write_results(run_dir, summary, outcome, counts, data, pool, command)
+    partition_heatmap(counts, data.class_names, run_dir / "partition.png")
+    write_results(
+        run_dir,
+        summary,
+        outcome.student,
+        pool,
+        data.class_names,
+        partial(write_report, run_dir, summary, command),
+    )
     return summary
 
 
@@ -127,8 +120,8 @@ def strategy_name(config: Config) -> str:
     return str(config["strategy"]["_target_"].rsplit(".", 1)[-1])
 
 
-def measure(outcome: Outcome, side: ServerSide, combine: Combine) -> dict[str, Any]:
-    """Test accuracies of the last round's clients, of their ensemble and of their average."""
+def measure(outcome: Outcome, side: ServerSide, combine: Combine, pool: Pool | None) -> dict[str, Any]:
+    """Test accuracies of the last round's clients, their ensemble and their average; measures of the images."""
     ensemble = Ensemble([side.teacher(update) for update in outcome.updates], combine).to(side.device)
     logits = [predict(model, side.test, side.device) for model in ensemble.models]
     clients = [
@@ -159,6 +152,9 @@ def measure(outcome: Outcome, side: ServerSide, combine: Combine) -> dict[str, A
         "clients": clients,
         "ensemble": {"accuracy": accuracy(combined, side.test)},
         "average": {"accuracy": average},
+        "synthetic": None
+        if pool is None
+        else measure_pool(pool, ensemble, side.test, stream(side.seed, "measures")),
         "disclosed": disclosed,
     }
 
@@ -187,101 +183,20 @@ def summarize(
         "failures": outcome.failures,
         "strategy": strategy_name(config),
         "rounds": config["rounds"],
-        "seed": config["seed"],
         "device": str(side.device),
         "threads": {"server": torch.get_num_threads(), "client": config["client_threads"]},
-        "commit": commit(),
-        "versions": versions(),
-        "config": _json_safe(config),
+        **provenance(config),
     }
 
 
-def _json_safe(value: Any) -> Any:
-    """`value` with text in place of infinite numbers, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _json_safe(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_json_safe(part) for part in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_results(
-    run_dir: Path,
-    summary: dict[str, Any],
-    outcome: Outcome,
-    counts: Any,
-    data: Dataset,
-    pool: Pool | None,
-    command: str | None,
-) -> None:
-    """Fill the run folder; `summary.json` comes last but for the page that shows it."""
-    student = {name: value.contiguous() for name, value in outcome.student.items()}
-    save_file(student, run_dir / "student.safetensors")
-    partition_heatmap(counts, data.class_names, run_dir / "partition.png")
-    curves(
-        MetricsLog.read(run_dir / "metrics.jsonl"),
-        run_dir / "curves.png",
-        ensemble=summary["ensemble"]["accuracy"],
-        average=summary["average"]["accuracy"],
-    )
-    if pool is not None and len(pool):
-        chosen = pool.get(pool.surest())
-        assert chosen.y is not None
-        synthetic_grid(chosen.x, chosen.y, data.class_names, run_dir / "synthetic.png")
-    write_json(run_dir / "summary.json", summary)
-    write_report(run_dir, summary, command)
-
-
 def job(config: DictConfig) -> float:
-    """Hydra's task function: one run in the folder that Hydra made for it."""
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
-    command = shlex.join(["python", "-m", "fl_cmi.simulate", *HydraConfig.get().overrides.task])
-    try:
-        summary = run(plain_config(config), run_dir, command)
-    except ConfigError as error:
-        discard(run_dir)
-        # Hydra lets SystemExit through; of an exception it would print lines of its own.
-        fail(str(error), 2)
-    except ClientFailure as error:
-        fail(str(error), 1)
-    print_summary(summary, Console())
-    print(run_dir.resolve(), flush=True)
-    accuracy_last = summary["student"]["accuracy_last"]
-    assert isinstance(accuracy_last, float)
-    return accuracy_last
-
-
-def discard(run_dir: Path) -> None:
-    """Remove what Hydra put into the folder of a run that never began, and the folder if that was all."""
-    for handler in logging.getLogger().handlers:
-        handler.close()
-    shutil.rmtree(run_dir / ".hydra", ignore_errors=True)
-    for log_file in run_dir.glob("*.log"):
-        log_file.unlink()
-    if not any(run_dir.iterdir()):
-        run_dir.rmdir()
-        for parent in (run_dir.parent, run_dir.parent.parent):
-            if parent.name and not any(parent.iterdir()):
-                parent.rmdir()
+    """Hydra's task function."""
+    return carry_out(config, "simulate", run, print_summary, ClientFailure)
 
 
 def main() -> None:
-    """The command line: exit code 0, 2 for a user's mistake (one line on standard error), 1 for a failed run."""
-    # Hydra would print its own errors over several lines and exit with 1; with this it raises them.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    program = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="simulate")(job)
-    try:
-        program()
-    except (HydraException, OmegaConfBaseException) as error:
-        if isinstance(error.__cause__, ConfigError):
-            fail(str(error.__cause__), 2)
-        fail(" ".join(str(error).split()), 2)
-
-
-def fail(message: str, code: int) -> NoReturn:
-    """Say why in one line and leave."""
-    print(f"fl_cmi: {message}", file=sys.stderr)
-    sys.exit(code)
+    """The command line; exit codes as in `fl_cmi.command.carry_out`."""
+    command_line("simulate", job)
 
 
 if __name__ == "__main__":

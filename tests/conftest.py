@@ -1,8 +1,13 @@
 """Shared by all tests: shapes and types of every fl_cmi function are checked at run time, on one thread."""
 
+import logging
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).parents[1]
@@ -21,3 +26,20 @@ MODULES = {
 install_import_hook(sorted(MODULES - UNCHECKED), "typechecker.checked")
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working directory; what Hydra changes for the whole process is put back."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0"))
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    GlobalHydra.instance().clear()
+    yield tmp_path
+    GlobalHydra.instance().clear()
+    for handler in root.handlers:
+        if handler not in before:
+            handler.close()
+    root.handlers = before
+    root.setLevel(level)

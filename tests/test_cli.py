@@ -1,15 +1,15 @@
 """The command line: what it prints, and one line and exit code 2 for a user's mistake."""
 
-import logging
-import os
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
+from calling import call_main, complaint
 
 from fl_cmi.simulate import main
+
+call = partial(call_main, main)
 
 TINY = [
     "data=synthetic",
@@ -20,34 +20,6 @@ TINY = [
     "server_threads=1",
 ]
 QUICK = [*TINY, "model.width=4", "schedule.epochs=1", "schedule.batches=1", "schedule.steps=1"]
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty working directory; what Hydra changes for the whole process is put back."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0"))
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-    GlobalHydra.instance().clear()
-    yield tmp_path
-    GlobalHydra.instance().clear()
-    for handler in root.handlers:
-        if handler not in before:
-            handler.close()
-    root.handlers = before
-    root.setLevel(level)
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The exit code of `python -m fl_cmi.simulate` with these arguments."""
-    monkeypatch.setattr("sys.argv", ["fl_cmi.simulate", *arguments])
-    try:
-        main()
-    except SystemExit as end:
-        assert isinstance(end.code, int)
-        return end.code
-    return 0
 
 
 def test_the_last_line_is_the_run_folder(
@@ -91,6 +63,7 @@ MISTAKES = {
     "rounds=": "rounds",
     "rounds": "rounds",
     "server_threads=0": "server_threads=0: ",
+    "budget_s=-1": "budget_s=-1: ",
     "on_client_failure=cry": "on_client_failure=cry: ",
 }
 """Overrides, and what the line has to tell."""
@@ -104,12 +77,9 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
         monkeypatch.setattr("fl_cmi.data.fashion_mnist.DEBIAN", Path("/nowhere"))
     code = call(monkeypatch, *TINY, *mistake.split())
     said = capsys.readouterr()
-    lines = said.err.splitlines()
     assert code == 2
-    assert len(lines) == 1, said.err
-    assert lines[0].startswith("fl_cmi: ")
-    assert MISTAKES[mistake] in lines[0]
-    assert "Traceback" not in said.err + said.out
+    assert MISTAKES[mistake] in complaint(said.err)
+    assert "Traceback" not in said.out
     assert list(folder.iterdir()) == []
 
 

@@ -1,5 +1,6 @@
 """Every YAML file composes, and what it describes can be built."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fl_cmi.compose import (
     Clients,
     build,
     check,
+    check_distillation,
     compose_config,
     config_folder,
     dataset,
@@ -176,9 +178,39 @@ def test_backend(name: str) -> None:
 
 @pytest.mark.parametrize("name", names("experiment"))
 def test_experiment(name: str) -> None:
-    composed("experiment", name)
+    """Its header names the command; the program in it takes the preset, and its parts fit each other."""
     header = (config_folder() / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
-    assert f"python -m fl_cmi.simulate experiment={name}" in header, "presets tell their command"
+    program = "distill" if name.startswith("distill_") else "simulate"
+    assert f"#   python -m fl_cmi.{program} experiment={name}" in header, "presets tell their command"
+    config = compose_config([f"experiment={name}"], program)
+    # No key that its program would not read, and none that it misses.
+    assert config.keys() == compose_config([], program).keys()
+    (check_distillation if program == "distill" else check)(config)
+    what = replace(task(dataset(compose_config([]))), num_classes=100 if "100" in name else 10)
+    synthesizer, distiller, schedule = (
+        build(config[part], part) for part in ("synthesizer", "distiller", "schedule")
+    )
+    schedule.check(synthesizer, distiller)
+    nodes = [config["teacher"]["model"]] if program == "distill" else config["teachers"]["architectures"]
+    combine = build(config["combine"], "combine")
+    synthesizer.check(
+        Ensemble([Teacher(0, 1, torch.ones(10), make_model(node, what, 0)) for node in nodes], combine)
+    )
+    assert isinstance(build(config["local"], "local"), LocalTraining)
+    make_model(config["model"], what, 0)
+
+
+def test_presets_of_published_pairs_tell_the_published_numbers() -> None:
+    """CMI's own, from its tables."""
+    published = {
+        "cifar10_wrn": "90.01",
+        "cifar10_resnet": "94.84",
+        "cifar100_wrn": "57.91",
+        "cifar100_resnet": "77.04",
+    }
+    for name, accuracy in published.items():
+        path = config_folder() / "experiment" / f"distill_{name}.yaml"
+        assert f"CMI {accuracy}" in path.read_text(encoding="utf-8"), name
 
 
 @pytest.mark.parametrize("path", sorted(config_folder().rglob("*.yaml")), ids=lambda path: path.stem)

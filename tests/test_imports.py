@@ -8,10 +8,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "fl_cmi"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("simulate", "__main__", "flower.app"),
+    ("simulate", "distill", "command", "__main__", "flower.app"),
     ("flower",),
     ("compose", "sides", "flower.records"),
-    ("synthesis", "distillation", "training", "evaluate", "report"),
+    ("synthesis", "distillation", "training", "evaluate", "measures", "report"),
     ("ensemble",),
     ("losses", "batchnorm", "augment", "bank", "partition", "data", "models"),
     ("nodes", "types", "rng"),
@@ -21,8 +21,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 ONLY_IN = {
     "flwr": ("flower",),
     "ray": ("flower",),
-    "hydra": ("compose", "simulate", "__main__", "flower.app"),
-    "omegaconf": ("compose", "simulate", "__main__", "flower.app"),
+    "hydra": ("compose", "command"),
+    "omegaconf": ("compose", "command", "simulate", "distill"),
 }
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "conf" not in path.relative_to(PACKAGE).parts)

@@ -98,6 +98,8 @@ def test_the_summary_keeps_its_contract(done: tuple[Path, dict[str, Any]]) -> No
     assert summary["failures"] == []
     assert any(line.startswith("label counts") for line in summary["disclosed"])
     assert any("batch-norm" in line for line in summary["disclosed"])
+    assert summary["synthetic"]["images"] == 32
+    assert {"balance", "frechet", "diversity", "precision", "recall"} <= summary["synthetic"].keys()
 
 
 def test_the_digest_is_the_saved_students(done: tuple[Path, dict[str, Any]]) -> None:
@@ -127,6 +129,7 @@ def test_flowers_strategies_run(strategy: str, tmp_path: Path) -> None:
     summary = average(tmp_path, strategy, "rounds=2")
     assert summary["strategy"].lower() == strategy
     assert not (tmp_path / "synthetic.png").exists()
+    assert summary["synthetic"] is None
     if strategy == "fedavg":  # the global model is the clients' average
         assert summary["average"]["accuracy"] == summary["student"]["accuracy_last"]
 
@@ -191,6 +194,12 @@ def test_where_a_rounds_student_begins_and_whether_images_last(tmp_path: Path) -
     assert len(digests) == 4
     assert sizes["previous", "true"] == [16, 32, 48, 64]
     assert sizes["previous", "false"] == [16, 32, 16, 32]
+
+
+def test_a_budget_ends_every_round(tmp_path: Path) -> None:
+    simulate(tmp_path, "rounds=2", "budget_s=1e-9", "schedule.epochs=1000000", "strategy.keep_pool=true")
+    log = MetricsLog.read(tmp_path / "metrics.jsonl")
+    assert [row["num_images"] for row in log if row["event"] == "synthesis"] == [16, 32]
 
 
 @pytest.fixture

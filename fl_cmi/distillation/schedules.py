@@ -1,4 +1,7 @@
-"""How synthesis and distillation alternate."""
+"""How synthesis and distillation alternate.
+
+Each schedule ends after its epochs or, where the transfer has a budget, with the epoch in which the time is up.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -43,7 +46,7 @@ class GrowPool:
     def __call__(self, transfer: Transfer) -> None:
         """Grow the pool and teach it, in turn."""
         lessons = self.epochs - self.warmup
-        with transfer.progress.phase("transfer", total=self.epochs) as phase:
+        with transfer.phase(self.epochs) as phase:
             for epoch in range(self.epochs):
                 transfer.grow(self.batches)
                 taught = epoch - self.warmup
@@ -51,9 +54,11 @@ class GrowPool:
                     share = taught / lessons, (taught + 1) / lessons
                     steps = transfer.steps_of_a_pass if self.steps is None else self.steps
                     transfer.distil(transfer.pool, steps, share)
-                last = epoch + 1 == self.epochs
+                last = epoch + 1 == self.epochs or transfer.over
                 transfer.report(epoch + 1, look=last or (epoch + 1) % self.evaluate_every == 0)
                 phase.advance(1, note=transfer.note())
+                if last:
+                    break
 
 
 @dataclass(frozen=True)
@@ -87,17 +92,21 @@ class Alternate:
     def __call__(self, transfer: Transfer) -> None:
         """Train the generator and teach its images, in turn."""
         fresh, total = FreshImages(transfer), self.epochs * self.iterations
-        with transfer.progress.phase("transfer", total=self.epochs) as phase:
+        with transfer.phase(self.epochs) as phase:
             for epoch in range(self.epochs):
                 for iteration in range(self.iterations):
                     transfer.train_generator()
                     done = epoch * self.iterations + iteration
                     transfer.distil(fresh, self.steps, (done / total, (done + 1) / total))
-                if epoch + 1 == self.epochs:
+                    if transfer.over:
+                        break
+                last = epoch + 1 == self.epochs or transfer.over
+                if last:
                     keep(transfer, fresh, self.show)
-                last = epoch + 1 == self.epochs
                 transfer.report(epoch + 1, look=last or (epoch + 1) % self.evaluate_every == 0)
                 phase.advance(1, note=transfer.note())
+                if last:
+                    break
 
 
 @dataclass(frozen=True)
@@ -128,16 +137,20 @@ class GeneratorFirst:
     def __call__(self, transfer: Transfer) -> None:
         """First the generator, then the student."""
         fresh = FreshImages(transfer)
-        with transfer.progress.phase("transfer", total=self.generator_batches + self.epochs) as phase:
+        with transfer.phase(self.generator_batches + self.epochs) as phase:
             for _ in range(self.generator_batches):
                 transfer.train_generator()
                 phase.advance(1, note=transfer.note())
+                if transfer.over:
+                    break
             keep(transfer, fresh, self.show)
             for epoch in range(self.epochs):
                 transfer.distil(fresh, self.steps, (epoch / self.epochs, (epoch + 1) / self.epochs))
-                last = epoch + 1 == self.epochs
+                last = epoch + 1 == self.epochs or transfer.over
                 transfer.report(epoch + 1, look=last or (epoch + 1) % self.evaluate_every == 0)
                 phase.advance(1, note=transfer.note())
+                if last:
+                    break
 
 
 def keep(transfer: Transfer, fresh: FreshImages, number: int) -> None:

@@ -1,6 +1,8 @@
 """One round of knowledge transfer from an ensemble to a student, and what its schedule may do in it."""
 
+import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -8,10 +10,11 @@ import torch
 from torch import nn
 
 from fl_cmi.bank import Draws, Pool, PoolBatch
+from fl_cmi.distillation.budget import Budget, checked_budget
 from fl_cmi.distillation.distiller import Distiller, Lesson
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.report.metrics import MetricsLog
-from fl_cmi.report.progress import Progress
+from fl_cmi.report.progress import Phase, Progress
 from fl_cmi.rng import stream
 from fl_cmi.synthesis.inversion import Inverted
 from fl_cmi.synthesis.synthesizers import Synthesizer
@@ -50,6 +53,7 @@ class Transfer:
         progress: Shows phases.
         log: Writes `metrics.jsonl`.
         evaluate: Test accuracy of the student, in [0, 1]; for the curve only, nothing is selected by it.
+        budget: When to stop before the schedule's end.
     """
 
     ensemble: Ensemble
@@ -63,6 +67,7 @@ class Transfer:
     progress: Progress
     log: MetricsLog
     evaluate: Callable[[nn.Module], float]
+    budget: Budget = field(default_factory=Budget)
     num_batches: int = 0
     num_lessons: int = 0
     num_images: int = 0
@@ -73,15 +78,26 @@ class Transfer:
         """The random stream of batch or lesson `number`."""
         return stream(self.seed, what, "round", self.server_round, "number", number)
 
+    @property
+    def over(self) -> bool:
+        """Whether the round's time is up: the schedule is to finish the epoch at hand."""
+        return self.budget.over
+
+    def phase(self, total: int) -> AbstractContextManager[Phase]:
+        """The round's own phase, of so many parts unless time decides."""
+        return self.progress.phase("transfer", total=total if self.budget.seconds is None else None)
+
     def train_generator(self) -> None:
         """Synthesize one batch for the generator's sake, and forget it."""
         with self.progress.phase("synthesis"):
             self._synthesize()
 
     def grow(self, batches: int) -> None:
-        """Synthesize so many batches and put them into the pool, labelled by the whole ensemble."""
+        """Synthesize so many batches, at least one, and put them into the pool, labelled by the whole ensemble."""
         with self.progress.phase("synthesis", total=batches) as phase:
-            for _ in range(batches):
+            for batch in range(batches):
+                if batch and self.over:
+                    break
                 made = self._synthesize()
                 self.pool.add(made.x, made.y, self.ensemble.label(made.x), made.client)
                 phase.advance()
@@ -101,7 +117,7 @@ class Transfer:
     def distil(self, draws: Draws, steps: int, share: tuple[float, float]) -> None:
         """Teach the student for so many steps, with the learning rate of the share (from, to) of the round."""
         if steps:
-            with self.progress.phase("distillation"):
+            with self.progress.phase("distillation"), self.budget.lesson(share) as share:
                 rng = self.stream("distillation", self.num_lessons)
                 self.loss = self.lesson(self.ensemble, draws, steps, share, rng)
             self.num_lessons += 1
@@ -147,8 +163,13 @@ def transfer(
     progress: Progress,
     log: MetricsLog,
     evaluate: Callable[[nn.Module], float],
+    budget_s: float | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Teach `student`, in place, what `ensemble` knows.
+
+    The arguments are those of `Transfer`, but for the budget: `budget_s` seconds, > 0, by `clock`; None for the whole
+    schedule.
 
     Returns:
         Teacher passes, images synthesized and the last loss of distillation.
@@ -168,6 +189,7 @@ def transfer(
         progress,
         log,
         evaluate,
+        Budget(checked_budget(budget_s), clock),
     )
     schedule(state)
     passes = float(ensemble.passes - before)

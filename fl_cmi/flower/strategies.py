@@ -8,6 +8,7 @@ from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
 from fl_cmi.bank import Pool
+from fl_cmi.distillation.budget import checked_budget
 from fl_cmi.distillation.distiller import Distiller
 from fl_cmi.distillation.transfer import Schedule, transfer
 from fl_cmi.ensemble import Combine, Ensemble
@@ -38,6 +39,7 @@ class FedCmi(FedAvg):
         student_start: Where the student of a round begins: the `previous` round's student (in round 1 the initial
             model), the clients' parameter `average` (needs one architecture), or from `scratch`.
         keep_pool: Whether a round goes on with the images of the rounds before.
+        budget_s: Wall seconds, > 0, of a round's synthesis and distillation; None for as long as the schedule takes.
         side: What the server knows of the run.
     """
 
@@ -51,6 +53,7 @@ class FedCmi(FedAvg):
         side: ServerSide,
         student_start: Literal["previous", "average", "scratch"] = "previous",
         keep_pool: bool = False,
+        budget_s: float | None = None,
     ) -> None:
         super().__init__(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
         if student_start not in ("previous", "average", "scratch"):
@@ -61,6 +64,7 @@ class FedCmi(FedAvg):
         self.combine, self.synthesizer, self.distiller = combine, synthesizer, distiller
         self.schedule, self.pool, self.side = schedule, pool, side
         self.student_start, self.keep_pool = student_start, keep_pool
+        self.budget_s = checked_budget(budget_s)
         self.previous: State | None = None
         # What these models and parts cannot serve is refused before any client trains.
         schedule.check(synthesizer, distiller)
@@ -95,6 +99,7 @@ class FedCmi(FedAvg):
             progress=side.progress,
             log=side.log,
             evaluate=side.test_accuracy,
+            budget_s=self.budget_s,
         )
         self.previous = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
         return to_record(self.previous), MetricRecord(metrics)

@@ -72,7 +72,11 @@ def partition_heatmap(
 
 
 def curves(
-    rows: list[dict[str, Any]], path: Path, ensemble: float | None = None, average: float | None = None
+    rows: list[dict[str, Any]],
+    path: Path,
+    ensemble: float | None = None,
+    average: float | None = None,
+    teacher: float | None = None,
 ) -> None:
     """Draw the student's accuracy above the loss terms, over the epochs of all rounds laid end to end.
 
@@ -82,6 +86,7 @@ def curves(
         path: The PNG to write.
         ensemble: Accuracy of the clients' ensemble in the last round, a horizontal line.
         average: Accuracy of the clients' parameter average in the last round, another one.
+        teacher: Accuracy of the one teacher of an un-federated run.
     """
     rows = [row for row in rows if row["event"] in ("evaluate", "synthesis", "distillation")]
     epochs = any(row.get("epoch") is not None for row in rows)
@@ -90,7 +95,10 @@ def curves(
     figure = _figure(9.0, 6.6 if terms else 3.8)
     panels = figure.subplots(2 if terms else 1, 1, sharex=True, squeeze=False)[:, 0]
     scored = [(_place(row, start, end), row) for row in rows if row["event"] == "evaluate"]
-    _accuracies(panels[0], scored, ensemble, average)
+    bounds = (("ensemble (bound)", ensemble), ("teacher (bound)", teacher))
+    levels = [(name, level, ENSEMBLE, "--") for name, level in bounds if level is not None]
+    levels += [("average of the clients", average, AVERAGE, ":")] if average is not None else []
+    _accuracies(panels[0], scored, levels)
     if terms:
         _losses(panels[1], terms)
     for axes in panels:
@@ -165,7 +173,7 @@ def _place_pixels(canvas: np.ndarray, names: Sequence[str], pitch: int, path: Pa
 
 
 def _accuracies(
-    axes: Axes, scored: list[tuple[float, dict[str, Any]]], ensemble: float | None, average: float | None
+    axes: Axes, scored: list[tuple[float, dict[str, Any]]], levels: list[tuple[str, float, str, str]]
 ) -> None:
     if scored:
         places, accuracies = [place for place, _ in scored], [row["accuracy"] for _, row in scored]
@@ -179,17 +187,11 @@ def _accuracies(
         last.set(color=STUDENT, fontweight="bold", annotation_clip=False)
     else:
         axes.text(0.5, 0.5, "no evaluation logged", transform=axes.transAxes, ha="center", color=FAINT)
-    for level, name, color, style in (
-        (ensemble, "ensemble (bound)", ENSEMBLE, "--"),
-        (average, "average of the clients", AVERAGE, ":"),
-    ):
-        if level is not None:
-            axes.axhline(level, color=color, linestyle=style, linewidth=1.4, label=f"{name} {percent(level)}")
+    for name, level, color, style in levels:
+        axes.axhline(level, color=color, linestyle=style, linewidth=1.4, label=f"{name} {percent(level)}")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
     axes.set_ylabel("test accuracy")
-    shown = [row["accuracy"] for _, row in scored] + [
-        level for level in (ensemble, average) if level is not None
-    ]
+    shown = [row["accuracy"] for _, row in scored] + [level for _, level, _, _ in levels]
     low, high = (min(shown), max(shown)) if shown else (0.0, 1.0)
     # Whole tens around what is shown, and a bit above the line at 100 %.
     top = min(1.0, np.ceil(10 * high + 0.2) / 10)

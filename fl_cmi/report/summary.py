@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -15,9 +16,9 @@ import torch
 from fl_cmi.report.metrics import plain
 from fl_cmi.types import State
 
-__all__ = ["commit", "digest", "versions", "write_json"]
+__all__ = ["commit", "digest", "json_safe", "provenance", "versions", "write_json"]
 
-DISTRIBUTIONS = ("fl_cmi", "torch", "torchvision", "flwr", "ray", "hydra-core", "numpy")
+DISTRIBUTIONS = ("fl_cmi", "torch", "torchvision", "flwr", "ray", "hydra-core", "numpy", "torchmetrics")
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -58,6 +59,25 @@ def commit() -> str | None:
     if head is None:
         return None
     return f"{head}-dirty" if _git("status", "--porcelain", "--untracked-files=no") else head
+
+
+def provenance(config: dict[str, Any]) -> dict[str, Any]:
+    """What repeats a run: `seed`, `commit`, `versions` and `config`."""
+    return {
+        "seed": config["seed"],
+        "commit": commit(),
+        "versions": versions(),
+        "config": json_safe(config),
+    }
+
+
+def json_safe(value: Any) -> Any:
+    """`value` with text in place of infinite numbers, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: json_safe(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [json_safe(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: Path, obj: Any) -> None:

@@ -1,4 +1,4 @@
-"""The table that ends a run."""
+"""The tables that end a run."""
 
 from typing import Any
 
@@ -8,9 +8,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from fl_cmi.report.measured import measured_rows
 from fl_cmi.report.units import byte_size, duration, percent
 
-__all__ = ["print_summary"]
+__all__ = ["print_distillation", "print_summary"]
 
 NAME_WIDTH, VALUE_WIDTH = 24, 13
 
@@ -28,9 +29,10 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         Text(f"{summary['strategy']}, {_rounds(summary['rounds'])}, seed {summary['seed']}", style="bold")
     )
     console.print(Text(f"partition {partition['name']}, {partition['hash'][:12]}", style="dim"))
-    for table in (_clients(summary["clients"]), _results(summary), _cost(summary)):
-        console.print()
-        console.print(table)
+    cost = _cost(summary["seconds"])
+    for way, label in (("up", "bytes up from clients"), ("down", "bytes down to clients")):
+        cost.add_row(label, byte_size(summary["bytes"][way]), f"{summary['bytes'][way]:,} bytes")
+    _tables(console, _clients(summary["clients"]), _results(summary), _synthetic(summary), cost)
     _lines(console, "What left each client", summary.get("disclosed", []))
     failures = [
         f"round {row['round']}, client {row['client']}: {row['reason']}"
@@ -38,6 +40,61 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     ]
     _lines(console, "Failures", failures, style="bold red" if failures else "bold")
     console.print()
+
+
+def print_distillation(summary: dict[str, Any], console: Console) -> None:
+    """Print what `summary.json` of an un-federated run says: teacher, student, images, cost.
+
+    Args:
+        summary: The run's summary.
+        console: Where to; everything fits 80 columns.
+    """
+    teacher, student = summary["teacher"], summary["student"]
+    console.print()
+    console.print(Text(f"data-free distillation, seed {summary['seed']}", style="bold"))
+    results = _table()
+    results.add_column("Model", min_width=NAME_WIDTH)
+    results.add_column("test accuracy", justify="right", min_width=VALUE_WIDTH)
+    results.add_column("", style="dim", overflow="fold")
+    results.add_row("teacher", percent(teacher["accuracy"]), f"{teacher['architecture']}, the bound")
+    results.add_row(
+        Text("student, at the end", style="bold"),
+        Text(percent(student["accuracy_last"]), style="bold"),
+        f"{student['architecture']}, the result",
+    )
+    results.add_row(
+        f"student, best look ({student['epoch_best']})",
+        percent(student["accuracy_best"]),
+        "chosen on test data: not a result",
+    )
+    results.add_row("agreement", percent(summary["agreement"]), "same class as the teacher")
+    results.add_row("gap", percent(summary["gap"]).replace("%", " "), "points: teacher - student")
+    cost = _cost(summary["seconds"])
+    cost.add_row("images synthesized", f"{summary['images']:,}", "")
+    cost.add_row("teacher passes", f"{summary['teacher_passes']:,}", "batches")
+    _tables(console, results, _synthetic(summary), cost)
+    console.print()
+
+
+def _tables(console: Console, *tables: Table | None) -> None:
+    for table in tables:
+        if table is not None:
+            console.print()
+            console.print(table)
+
+
+def _synthetic(summary: dict[str, Any]) -> Table | None:
+    """What the synthetic images are worth; None of a run without any."""
+    rows = measured_rows(summary.get("synthetic"))
+    if not rows:
+        return None
+    table = _table()
+    table.add_column("Synthetic images", min_width=NAME_WIDTH)
+    table.add_column("", justify="right", min_width=VALUE_WIDTH)
+    table.add_column("", style="dim", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
 
 
 def _clients(clients: list[dict[str, Any]]) -> Table:
@@ -88,12 +145,12 @@ def _results(summary: dict[str, Any]) -> Table:
     return table
 
 
-def _cost(summary: dict[str, Any]) -> Table:
+def _cost(phases: dict[str, float]) -> Table:
     table = _table()
     table.add_column("Cost", min_width=NAME_WIDTH)
     table.add_column("", justify="right", min_width=VALUE_WIDTH)
     table.add_column("", style="dim", justify="right")
-    seconds = dict(summary["seconds"])
+    seconds = dict(phases)
     total = seconds.pop("total", None)
     for phase, value in seconds.items():
         table.add_row(
@@ -101,8 +158,6 @@ def _cost(summary: dict[str, Any]) -> Table:
         )
     if total is not None:
         table.add_row("total", duration(total), f"{total:,.1f} seconds", style="bold")
-    for way, label in (("up", "bytes up from clients"), ("down", "bytes down to clients")):
-        table.add_row(label, byte_size(summary["bytes"][way]), f"{summary['bytes'][way]:,} bytes")
     return table
 
 

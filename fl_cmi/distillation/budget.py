@@ -1,0 +1,70 @@
+"""Wall seconds that a round of synthesis and distillation may take."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fl_cmi.types import ConfigError
+
+__all__ = ["Budget", "checked_budget"]
+
+Clock = Callable[[], float]
+
+
+def checked_budget(seconds: Any) -> float | None:
+    """The budget itself, as it came from a user.
+
+    Raises:
+        ConfigError: If it is no positive number.
+    """
+    if seconds is None:
+        return None
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+        raise ConfigError("budget_s", seconds, "a number of seconds > 0, or null for none")
+    return float(seconds)
+
+
+class Budget:
+    """Seconds from now on, and where in them the learning rate stands. Without a limit it changes nothing.
+
+    A schedule asks `over` between batches and between lessons and finishes the epoch at hand with one lesson more, so
+    a round takes a little longer than its budget. The share of the round that a lesson's learning rate follows
+    is that of the seconds since the first lesson began, not that of the steps: lessons lie end to end over [0, 1],
+    each reaching the time at which it ends if it takes as long as the one before; so the last one ends at 1 (or close
+    to it, where it takes longer than expected).
+
+    Args:
+        seconds: The limit, > 0, or None.
+        clock: The time in seconds.
+    """
+
+    def __init__(self, seconds: float | None = None, clock: Clock = time.perf_counter) -> None:
+        self.seconds, self.clock = seconds, clock
+        self.start = clock()
+        self.first: float | None = None
+        self.length = self.taught = 0.0
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return self.clock() - self.start
+
+    @property
+    def over(self) -> bool:
+        """Whether the time is up."""
+        return self.seconds is not None and self.elapsed >= self.seconds
+
+    @contextmanager
+    def lesson(self, planned: tuple[float, float]) -> Iterator[tuple[float, float]]:
+        """The share (from, to) of the round that the lesson inside is: as planned by steps, or by time."""
+        if self.seconds is None:
+            yield planned
+            return
+        begin = self.elapsed
+        self.first = begin if self.first is None else self.first
+        left = self.seconds - self.first
+        share = min(1.0, (begin + self.length - self.first) / left) if left > 0 else 1.0
+        before, self.taught = self.taught, max(share, self.taught)
+        yield before, self.taught
+        self.length = self.elapsed - begin

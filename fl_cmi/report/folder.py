@@ -1,0 +1,70 @@
+"""What a run leaves in its folder."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from fl_cmi.bank import Pool
+from fl_cmi.report.figures import curves, synthetic_grid
+from fl_cmi.report.metrics import MetricsLog
+from fl_cmi.report.summary import write_json
+from fl_cmi.types import State
+
+__all__ = ["save_state", "saving_on_failure", "write_results"]
+
+
+def save_state(state: State, path: Path) -> None:
+    """Write a model as safetensors, from whatever device."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, path)
+
+
+@contextmanager
+def saving_on_failure(pool: Pool | None, run_dir: Path) -> Iterator[None]:
+    """Inside, a loss that is not finite loses no image: the pool goes to `pool.safetensors`.
+
+    Raises:
+        FloatingPointError: The one from inside, with a word on where the images are.
+    """
+    try:
+        yield
+    except FloatingPointError as error:
+        if pool is None or not len(pool):
+            kept = "no image had been kept yet"
+        else:
+            path = run_dir / "pool.safetensors"
+            save_state(pool.tensors(), path)
+            kept = f"the {len(pool):,} images synthesized before are in {path.resolve()}"
+        raise FloatingPointError(f"{error}; {kept}") from error
+
+
+def write_results(
+    run_dir: Path,
+    summary: dict[str, Any],
+    student: State,
+    pool: Pool | None,
+    class_names: Sequence[str],
+    write_page: Callable[[], object],
+) -> None:
+    """Fill the run folder with what every kind of run has; the page comes last, for it shows the rest.
+
+    Args:
+        run_dir: Holds `metrics.jsonl` already.
+        summary: What `summary.json` is to hold.
+        student: The model that was taught.
+        pool: Synthetic images, if any.
+        class_names: What the labels stand for.
+        write_page: Writes the page, once all else is there.
+    """
+    save_state(student, run_dir / "student.safetensors")
+    levels = {name: summary.get(name, {}).get("accuracy") for name in ("ensemble", "average", "teacher")}
+    curves(MetricsLog.read(run_dir / "metrics.jsonl"), run_dir / "curves.png", **levels)
+    if pool is not None and len(pool):
+        chosen = pool.get(pool.surest())
+        assert chosen.y is not None
+        synthetic_grid(chosen.x, chosen.y, class_names, run_dir / "synthetic.png")
+    write_json(run_dir / "summary.json", summary)
+    write_page()
