@@ -50,7 +50,8 @@ class GrowPool:
             for epoch in range(self.epochs):
                 transfer.grow(self.batches)
                 taught = epoch - self.warmup
-                if taught >= 0:
+                # Time that ends within the warm-up still leaves one lesson.
+                if taught >= 0 or transfer.over:
                     share = taught / lessons, (taught + 1) / lessons
                     steps = transfer.steps_of_a_pass if self.steps is None else self.steps
                     transfer.distil(transfer.pool, steps, share)
