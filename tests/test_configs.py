@@ -41,6 +41,7 @@ GROUPS = {
     "distiller",
     "schedule",
     "strategy",
+    "buffers",
     "backend",
     "method",
     "experiment",
