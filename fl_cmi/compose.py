@@ -19,6 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fl_cmi.data.dataset import Dataset
+from fl_cmi.federated.buffers import BufferPolicy
+from fl_cmi.federated.method import ClientMethod
+from fl_cmi.federated.sharing import Sharing
 from fl_cmi.models.initialize import initialize
 from fl_cmi.nodes import check_nodes
 from fl_cmi.partition import Partition
@@ -43,6 +46,7 @@ __all__ = [
     "pick_device",
     "plain_config",
     "server_side",
+    "sharing",
     "task",
 ]
 
@@ -115,8 +119,9 @@ def check(config: Config) -> None:
         raise ConfigError("clients_per_round", config["clients_per_round"], most)
     if config["on_client_failure"] not in ("fail", "drop"):
         raise ConfigError("on_client_failure", config["on_client_failure"], "fail or drop")
-    if not isinstance(config["share_label_counts"], bool):
-        raise ConfigError("share_label_counts", config["share_label_counts"], "true or false")
+    for key in ("share_label_counts", "own_tests"):
+        if not isinstance(config[key], bool):
+            raise ConfigError(key, config[key], "true or false")
     pick_device(config["device"])
     check_nodes(config)
 
@@ -257,6 +262,16 @@ def client_side(config_json: str) -> ClientSide:
         pick_device(config["device"]),
         config["share_label_counts"],
         config["client_threads"],
+        sharing(config),
+    )
+
+
+def sharing(config: Config) -> Sharing:
+    """The clients' half of the strategy (its `client`, if it has one), and the policy for batch norm's buffers."""
+    method, buffers = config["strategy"].get("client"), config.get("buffers")
+    return Sharing(
+        ClientMethod() if method is None else build(method, "strategy.client"),
+        BufferPolicy() if buffers is None else build(buffers, "buffers"),
     )
 
 
@@ -275,4 +290,5 @@ def server_side(config: Config, data: Dataset, progress: Progress, log: MetricsL
         pick_device(config["device"]),
         progress,
         log,
+        sharing(config),
     )

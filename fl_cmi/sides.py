@@ -1,13 +1,14 @@
 """What a worker and the server know of a run, besides a method's own parameters."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from fl_cmi.ensemble import Combine, Ensemble
 from fl_cmi.evaluate import accuracy, predict
+from fl_cmi.federated.sharing import Sharing
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
 from fl_cmi.training import LocalTraining
@@ -29,6 +30,7 @@ class ClientSide:
         device: Where to train.
         share_label_counts: Whether clients tell how many images of each class they have.
         num_threads: Threads of one client.
+        sharing: What clients do besides training, and what they share.
     """
 
     train: Images
@@ -39,6 +41,7 @@ class ClientSide:
     device: torch.device
     share_label_counts: bool
     num_threads: int
+    sharing: Sharing = field(default_factory=Sharing)
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class ServerSide:
         device: Where to synthesize and distil.
         progress: Shows phases.
         log: Writes `metrics.jsonl`.
+        sharing: What clients do besides training, and what they share.
     """
 
     task: Task
@@ -68,6 +72,7 @@ class ServerSide:
     device: torch.device
     progress: Progress
     log: MetricsLog
+    sharing: Sharing = field(default_factory=Sharing)
 
     def teacher(self, update: Update) -> Teacher:
         """Rebuild a client's network from what it sent."""
