@@ -21,7 +21,7 @@ from torch import nn
 from fl_cmi.data.dataset import Dataset
 from fl_cmi.models.initialize import initialize
 from fl_cmi.nodes import check_nodes
-from fl_cmi.partition import Partition
+from fl_cmi.partition import Partition, hold_out
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
 from fl_cmi.rng import numpy_stream, stream
@@ -107,6 +107,7 @@ def check(config: Config) -> None:
     check_integer(config, "seed", None)
     check_integer(config, "rounds", 1)
     check_integer(config, "num_clients", 1)
+    check_integer(config, "held_out", 0)
     check_integer(config, "clients_per_round", 1, optional=True)
     check_integer(config, "server_threads", 1, optional=True)
     check_integer(config, "client_threads", 1)
@@ -188,14 +189,19 @@ def dataset(config: Config) -> Dataset:
 
 
 def make_partition(config: Config, data: Dataset) -> Partition:
-    """Deal the training images to the clients, by the run's own stream."""
+    """Set the server's images aside, then deal the others to the clients, each by a stream of its own."""
     if config["num_clients"] > len(data.train):
         most = f"at most the {len(data.train)} training images"
         raise ConfigError("num_clients", config["num_clients"], most)
-    rng = numpy_stream(config["seed"], "partition")
+    rng, aside = (numpy_stream(config["seed"], name) for name in ("partition", "held_out"))
     procedure = build(config["partition"], "partition")
     with fitting(config["partition"], "partition"):
-        found = procedure(data.train.y.numpy(), config["num_clients"], rng)
+        found = hold_out(
+            data.train.y.numpy(),
+            config["held_out"],
+            aside,
+            lambda labels: procedure(labels, config["num_clients"], rng),
+        )
     assert isinstance(found, Partition)
     return found
 
@@ -260,8 +266,11 @@ def client_side(config_json: str) -> ClientSide:
     )
 
 
-def server_side(config: Config, data: Dataset, progress: Progress, log: MetricsLog) -> ServerSide:
-    """Build the server's side."""
+def server_side(
+    config: Config, data: Dataset, progress: Progress, log: MetricsLog, partition: Partition | None = None
+) -> ServerSide:
+    """Build the server's side; what `partition` holds out is the server's."""
+    held_out = None if partition is None else partition.held_out
     what = task(data)
     clients = Clients.of(config, data)
     return ServerSide(
@@ -275,4 +284,5 @@ def server_side(config: Config, data: Dataset, progress: Progress, log: MetricsL
         pick_device(config["device"]),
         progress,
         log,
+        None if held_out is None else data.train.subset(torch.from_numpy(held_out)),
     )

@@ -60,7 +60,7 @@ def run(
     with progress.phase("setup"):
         data = dataset(config)
         partition = make_partition(config, data)
-        side = server_side(config, data, progress, log)
+        side = server_side(config, data, progress, log, partition)
         combine = build(config["combine"], "combine")
         with fitting(config["combine"], "combine"):
             side.untrained_ensemble(combine)
@@ -87,7 +87,9 @@ def run(
     torch.set_num_threads(threads)
     with progress.phase("evaluation"):
         measured = measure(outcome, side, combine, pool)
+    measured["disclosed"] += getattr(strategy, "disclosed", ())
     summary = summarize(config, outcome, measured, partition, side)
+    summary["teacher_passes"] = getattr(strategy, "teacher_passes", 0)
     # `transfer` is the sum of synthesis, distillation and evaluation.
     phases = {name: seconds for name, seconds in progress.seconds.items() if name != "transfer"}
     summary["seconds"] = {**phases, "total": time.perf_counter() - start}
@@ -109,10 +111,11 @@ def check_architectures(config: Config, side: ServerSide, strategy: Any) -> None
     if one_architecture(side):
         return
     why = "because not all clients train the global model's architecture"
-    if config["local"].get("start") == "broadcast":
+    sent = getattr(strategy, "sends_own_architecture", False)
+    if config["local"].get("start") == "broadcast" and not sent:
         raise ConfigError("local.start", "broadcast", f"scratch or own, {why}")
-    if not isinstance(strategy, FedCmi):
-        raise ConfigError("strategy", strategy_name(config), f"fed_cmi, {why}")
+    if not getattr(strategy, "any_architecture", False):
+        raise ConfigError("strategy", strategy_name(config), f"fed_cmi, feddf or fed_ensemble, {why}")
 
 
 def strategy_name(config: Config) -> str:

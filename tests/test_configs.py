@@ -19,6 +19,7 @@ from fl_cmi.compose import (
     config_folder,
     dataset,
     make_model,
+    make_partition,
     server_side,
     task,
 )
@@ -31,6 +32,9 @@ from fl_cmi.training import LocalTraining
 from fl_cmi.types import Teacher
 
 EMBEDDED = {"digits", "synthetic"}
+
+NEEDS = {"feddf": ("held_out=40",)}
+"""What a strategy cannot do without."""
 
 GROUPS = {
     "data",
@@ -160,11 +164,13 @@ def test_method(name: str) -> None:
 
 @pytest.mark.parametrize("name", names("strategy"))
 def test_strategy(name: str, tmp_path: Path) -> None:
-    config = composed("strategy", name)
+    config = composed("strategy", name, *NEEDS.get(name, ()))
+    data = dataset(config)
     made = build(config["strategy"], "strategy")
     if callable(made):
         log = MetricsLog(tmp_path / "metrics.jsonl")
-        made = made(side=server_side(config, dataset(config), Progress(quiet=True), log))
+        side = server_side(config, data, Progress(quiet=True), log, make_partition(config, data))
+        made = made(side=side)
     # Who takes part is `Participation`'s to say, so the strategy has to take everyone it sees.
     assert made.fraction_train == 1.0
     assert made.fraction_evaluate == 0.0

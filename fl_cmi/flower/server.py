@@ -1,11 +1,13 @@
 """The server's half of a run: Flower's own rounds on a grid, the global model scored after each."""
 
 from dataclasses import asdict, dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
+from torch import nn
 
 from fl_cmi.compose import Config
 from fl_cmi.flower.participation import Participation
@@ -24,7 +26,7 @@ class Outcome:
 
     Args:
         student: The global model after the last round.
-        accuracies: Its test accuracy after each round, in [0, 1].
+        accuracies: Its test accuracy after each round, in [0, 1]; FedEnsemble's: the vote's.
         updates: What the clients of the last round sent, by partition id.
         bytes_up: Payload that clients sent, over all rounds.
         bytes_down: Payload that clients received, over all rounds.
@@ -37,6 +39,20 @@ class Outcome:
     bytes_up: int = 0
     bytes_down: int = 0
     failures: list[dict[str, object]] = field(default_factory=list)
+
+
+@runtime_checkable
+class Predicts(Protocol):
+    """A strategy whose predictions are not those of the global model."""
+
+    def predictor(self) -> nn.Module:
+        """Who predicts, after a round."""
+        ...
+
+
+def voice(strategy: Strategy, student: nn.Module) -> nn.Module:
+    """Whose test accuracy counts."""
+    return strategy.predictor() if isinstance(strategy, Predicts) else student
 
 
 def serve(grid: Grid, strategy: Strategy, side: ServerSide, config: Config, threads: int) -> Outcome:
@@ -56,7 +72,7 @@ def serve(grid: Grid, strategy: Strategy, side: ServerSide, config: Config, thre
         student = side.student()
         student.load_state_dict(outcome.student)
         with side.progress.phase("evaluation"):
-            accuracy = side.test_accuracy(student.to(side.device))
+            accuracy = side.test_accuracy(voice(strategy, student.to(side.device)))
         outcome.accuracies.append(accuracy)
         side.log.write("round", round=server_round, accuracy=accuracy)
         return MetricRecord({"accuracy": accuracy})

@@ -46,9 +46,7 @@ def fidelity(teacher: Logits, y: Int[Tensor, " batch"], weight: PerSample) -> Fl
     return F.cross_entropy(teacher, y) * weight.mean()
 
 
-def pairwise_diversity(
-    x: Float[Tensor, "batch ..."], z: Float[Tensor, "batch latents"]
-) -> Float[Tensor, ""]:
+def pairwise_diversity(x: Float[Tensor, "batch ..."], z: Float[Tensor, "batch latents"]) -> Float[Tensor, ""]:
     """`exp( -1/B^2 sum_ij mean|x_i - x_j| * mean (z_i - z_j)^2 )`, over all pairs, i = j included; in (0, 1].
 
     References:

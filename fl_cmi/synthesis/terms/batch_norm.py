@@ -48,7 +48,7 @@ class BatchNorm(Term):
         self.over_clients, self.hook, self.missing = over_clients, hook, missing
 
     def check(self, ensemble: Ensemble) -> None:
-        """Every teacher, or with `skip` one of them, needs batch norm; over zero layers the loss would silently be 0."""
+        """Every teacher (one, with `skip`) needs batch norm; the loss over zero layers would silently be 0."""
         if self.hook == "empty" or (self.missing == "skip" and any(ensemble.batch_norm_counts)):
             return
         require_batch_norm(ensemble, "synthesizer...bn.weight", self.weight)
