@@ -93,7 +93,8 @@ def test_a_method_runs(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "steps"), [("dafl", 5), ("f_dafl", 5), ("zskt", 5), ("dfad", 5), ("dfad_original", 5), ("dfq", 10)]
+    ("name", "steps"),
+    [("dafl", 5), ("f_dafl", 5), ("zskt", 5), ("dfad", 5), ("dfad_original", 5), ("dfq", 10)],
 )
 def test_student_steps_to_one_step_of_the_generator(
     name: str, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
