@@ -208,7 +208,7 @@ class GivenBatch:
 
     def __init__(self, made: Inverted) -> None:
         nowhere = torch.full((len(made.y),), -1)
-        self.batch = PoolBatch(made.x, made.y, None, torch.full_like(nowhere, made.client), nowhere)
+        self.batch = PoolBatch(made.x, made.y.cpu(), None, torch.full_like(nowhere, made.client), nowhere)
 
     def draw(self, batch_size: int, rng: torch.Generator) -> PoolBatch:
         """The batch."""
