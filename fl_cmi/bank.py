@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fl_cmi.types import ConfigError
 
-__all__ = ["Bank", "Draws", "Pool", "PoolBatch"]
+__all__ = ["Bank", "Draws", "Pool", "PoolBatch", "Shuffled", "Stored"]
 
 
 class Bank:
@@ -82,6 +82,39 @@ class Draws(Protocol):
     def draw(self, batch_size: int, rng: torch.Generator) -> PoolBatch:
         """A batch."""
         ...
+
+
+class Stored(Protocol):
+    """Images that can be had by their numbers, from 0."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def get(self, index: Int[Tensor, " batch"]) -> PoolBatch:
+        """The images of these numbers."""
+        ...
+
+
+class Shuffled:
+    """One image after the other, in random order: each once before any comes again, in another order.
+
+    Batches are always full: the last one of a pass takes its missing images from the next pass.
+
+    Args:
+        images: At least one; as many as there are at the first draw.
+    """
+
+    def __init__(self, images: Stored) -> None:
+        self.images = images
+        self.order = torch.empty(0, dtype=torch.int64)
+
+    def draw(self, batch_size: int, rng: torch.Generator) -> PoolBatch:
+        """The next images in line."""
+        while len(self.order) < batch_size:
+            self.order = torch.cat([self.order, torch.randperm(len(self.images), generator=rng)])
+        index, self.order = self.order[:batch_size], self.order[batch_size:]
+        return self.images.get(index)
 
 
 class Pool:

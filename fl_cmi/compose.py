@@ -24,7 +24,7 @@ from fl_cmi.federated.method import ClientMethod
 from fl_cmi.federated.sharing import Sharing
 from fl_cmi.models.initialize import initialize
 from fl_cmi.nodes import check_nodes
-from fl_cmi.partition import Partition
+from fl_cmi.partition import Partition, hold_out
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
 from fl_cmi.rng import numpy_stream, stream
@@ -111,6 +111,7 @@ def check(config: Config) -> None:
     check_integer(config, "seed", None)
     check_integer(config, "rounds", 1)
     check_integer(config, "num_clients", 1)
+    check_integer(config, "held_out", 0)
     check_integer(config, "clients_per_round", 1, optional=True)
     check_integer(config, "server_threads", 1, optional=True)
     check_integer(config, "client_threads", 1)
@@ -193,14 +194,19 @@ def dataset(config: Config) -> Dataset:
 
 
 def make_partition(config: Config, data: Dataset) -> Partition:
-    """Deal the training images to the clients, by the run's own stream."""
+    """Set the server's images aside, then deal the others to the clients, each by a stream of its own."""
     if config["num_clients"] > len(data.train):
         most = f"at most the {len(data.train)} training images"
         raise ConfigError("num_clients", config["num_clients"], most)
-    rng = numpy_stream(config["seed"], "partition")
+    rng, aside = (numpy_stream(config["seed"], name) for name in ("partition", "held_out"))
     procedure = build(config["partition"], "partition")
     with fitting(config["partition"], "partition"):
-        found = procedure(data.train.y.numpy(), config["num_clients"], rng)
+        found = hold_out(
+            data.train.y.numpy(),
+            config["held_out"],
+            aside,
+            lambda labels: procedure(labels, config["num_clients"], rng),
+        )
     assert isinstance(found, Partition)
     return found
 
@@ -275,8 +281,11 @@ def sharing(config: Config) -> Sharing:
     )
 
 
-def server_side(config: Config, data: Dataset, progress: Progress, log: MetricsLog) -> ServerSide:
-    """Build the server's side."""
+def server_side(
+    config: Config, data: Dataset, progress: Progress, log: MetricsLog, partition: Partition | None = None
+) -> ServerSide:
+    """Build the server's side; what `partition` holds out is the server's."""
+    held_out = None if partition is None else partition.held_out
     what = task(data)
     clients = Clients.of(config, data)
     return ServerSide(
@@ -291,4 +300,5 @@ def server_side(config: Config, data: Dataset, progress: Progress, log: MetricsL
         progress,
         log,
         sharing(config),
+        None if held_out is None else data.train.subset(torch.from_numpy(held_out)),
     )

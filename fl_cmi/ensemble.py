@@ -27,6 +27,7 @@ __all__ = [
     "majority",
     "mean_logits",
     "mean_probs",
+    "owner_weights",
     "prior_corrected_logits",
 ]
 
@@ -115,6 +116,11 @@ def by_class_counts(
     return F.log_softmax(torch.where(owned_C, log_p_BC, math.log(1e-12)), dim=1)
 
 
+def owner_weights(counts_KC: Int[Tensor, "teachers classes"]) -> Float[Tensor, "teachers classes"]:
+    """`W_kc = n_k(c) / sum_j n_j(c)`, 0 for a class that nobody owns (FedFTG, FedGen)."""
+    return counts_KC.double() / counts_KC.sum(dim=0).clamp(min=1)
+
+
 def prior_corrected_logits(logits_KBC: Logits, ensemble: "Ensemble") -> Combined:
     """`1/K sum_k (t_k - log prior_k)`: every client's own label mix taken out first (Menon et al. 2021, equation 8).
 
@@ -192,6 +198,13 @@ class Ensemble(nn.Module):
     def passes(self) -> int:
         """Forward passes of single teachers so far, those of `only` included."""
         return self._passes[0]
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        classes = self.models[0].get_submodule("classifier").out_features
+        assert isinstance(classes, int)
+        return classes
 
     @property
     def batch_norm_counts(self) -> list[int]:

@@ -14,7 +14,10 @@ from fl_cmi.report.progress import Progress
 from fl_cmi.training import LocalTraining
 from fl_cmi.types import Images, State, Task, Teacher, Update
 
-__all__ = ["ClientSide", "ServerSide", "same_tensors"]
+__all__ = ["Architecture", "ClientSide", "ServerSide", "architecture", "same_tensors"]
+
+Architecture = tuple[tuple[str, tuple[int, ...]], ...]
+"""Names and shapes of a model's tensors: what can be averaged."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class ServerSide:
         progress: Shows phases.
         log: Writes `metrics.jsonl`.
         sharing: What clients do besides training, and what they share.
+        held_out: Training images that no client got, or None.
     """
 
     task: Task
@@ -73,6 +77,7 @@ class ServerSide:
     progress: Progress
     log: MetricsLog
     sharing: Sharing = field(default_factory=Sharing)
+    held_out: Images | None = None
 
     def teacher(self, update: Update) -> Teacher:
         """Rebuild a client's network from what it sent."""
@@ -102,6 +107,11 @@ class ServerSide:
     def test_accuracy(self, model: nn.Module) -> float:
         """Share of test images that `model` gets right, in [0, 1]."""
         return accuracy(predict(model, self.test, self.device), self.test)
+
+
+def architecture(state: Mapping[str, Tensor]) -> Architecture:
+    """What the model is, apart from its weights."""
+    return tuple((name, tuple(value.shape)) for name, value in state.items())
 
 
 def same_tensors(states: Iterable[Mapping[str, Tensor]]) -> bool:

@@ -63,7 +63,7 @@ def run(
     with progress.phase("setup"):
         data = dataset(config)
         partition = make_partition(config, data)
-        side = server_side(config, data, progress, log)
+        side = server_side(config, data, progress, log, partition)
         combine = build(config["combine"], "combine")
         with fitting(config["combine"], "combine"):
             side.untrained_ensemble(combine)
@@ -76,10 +76,12 @@ def run(
         check_architectures(config, side, strategy)
         # The clients build it, but a mistake is told before they start.
         side.sharing.method.check(build(config["local"], "local"))
+        predictor = getattr(strategy, "predictor", None)
         if config.get("buffers") is not None:
             strategy = SeparateBuffers(strategy, side)
         labels = data.train.y.numpy(), data.test.y.numpy()
-        scores = Scores(side, client_tests(partition, *labels) if config["own_tests"] else None)
+        slices = client_tests(partition, *labels) if config["own_tests"] else None
+        scores = Scores(side, predictor, slices)
         backend = build(config["backend"], "backend") if backend is None else backend
     counts = partition.counts(data.train.y.numpy(), data.train.num_classes)
     log.write("partition", counts=counts, **partition.manifest())
@@ -95,7 +97,9 @@ def run(
     torch.set_num_threads(threads)
     with progress.phase("evaluation"):
         measured = measure(outcome, side, combine, pool)
+    measured["disclosed"] += getattr(strategy, "disclosed", ())
     summary = summarize(config, outcome, measured, partition, side)
+    summary["teacher_passes"] = getattr(strategy, "teacher_passes", 0)
     # `transfer` is the sum of synthesis, distillation and evaluation.
     phases = {name: seconds for name, seconds in progress.seconds.items() if name != "transfer"}
     summary["seconds"] = {**phases, "total": time.perf_counter() - start}
@@ -117,10 +121,13 @@ def check_architectures(config: Config, side: ServerSide, strategy: Any) -> None
     if one_architecture(side):
         return
     why = "because not all clients train the global model's architecture"
-    if config["local"].get("start") == "broadcast":
+    sent = getattr(strategy, "sends_own_architecture", False)
+    if config["local"].get("start") == "broadcast" and not sent:
         raise ConfigError("local.start", "broadcast", f"scratch or own, {why}")
-    if not isinstance(strategy, FedCmi) and not getattr(strategy, "mixed_architectures", False):
-        raise ConfigError("strategy", strategy_name(config), f"fed_cmi or feddistill, {why}")
+    if not getattr(strategy, "any_architecture", False):
+        raise ConfigError(
+            "strategy", strategy_name(config), f"fed_cmi, feddf, fed_ensemble or feddistill, {why}"
+        )
 
 
 def strategy_name(config: Config) -> str:

@@ -190,7 +190,7 @@ def test_scores_are_taken_where_the_model_is() -> None:
     side = made.server
     played = made.play(SeparateBuffers(FedAvg(**ALL), side), 1)
     slices = [torch.arange(5 * k, 5 * k + 5).numpy() for k in range(4)]
-    scores = Scores(side, slices)
+    scores = Scores(side, own_tests=slices)
     found = scores(played.states[1], played.updates[0])
     right: list[Tensor] = []
     for client in range(4):

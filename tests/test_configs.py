@@ -19,6 +19,7 @@ from fl_cmi.compose import (
     config_folder,
     dataset,
     make_model,
+    make_partition,
     server_side,
     sharing,
     task,
@@ -34,6 +35,9 @@ from fl_cmi.training import LocalTraining
 from fl_cmi.types import Teacher
 
 EMBEDDED = {"digits", "synthetic"}
+
+NEEDS = {"feddf": ("held_out=40",)}
+"""What a strategy cannot do without."""
 
 GROUPS = {
     "data",
@@ -164,11 +168,13 @@ def test_method(name: str) -> None:
 
 @pytest.mark.parametrize("name", names("strategy"))
 def test_strategy(name: str, tmp_path: Path) -> None:
-    config = composed("strategy", name)
+    config = composed("strategy", name, *NEEDS.get(name, ()))
+    data = dataset(config)
     made = build(config["strategy"], "strategy")
     if callable(made):
         log = MetricsLog(tmp_path / "metrics.jsonl")
-        made = made(side=server_side(config, dataset(config), Progress(quiet=True), log))
+        side = server_side(config, data, Progress(quiet=True), log, make_partition(config, data))
+        made = made(side=side)
     assert isinstance(sharing(config).method, ClientMethod)
     # Who takes part is `Participation`'s to say, so the strategy has to take everyone it sees.
     assert made.fraction_train == 1.0
@@ -194,8 +200,8 @@ def test_experiment(name: str) -> None:
     program = "distill" if name.startswith("distill_") else "simulate"
     assert f"#   python -m fl_cmi.{program} experiment={name}" in header, "presets tell their command"
     config = compose_config([f"experiment={name}"], program)
-    # No key that its program would not read, and none that it misses.
-    assert config.keys() == compose_config([], program).keys()
+    # No key that its program would not read, and none that it misses; `buffers` is a group that is empty by default.
+    assert config.keys() - {"buffers"} == compose_config([], program).keys()
     (check_distillation if program == "distill" else check)(config)
     what = replace(task(dataset(compose_config([]))), num_classes=100 if "100" in name else 10)
     synthesizer, distiller, schedule = (

@@ -97,7 +97,7 @@ def test_own_models_of_any_architecture_learn_from_each_other() -> None:
         mixed = [partial(Classifier, width=3), partial(Classifier, width=5)]
         federation = Federation(Sharing(client), own, mixed=lambda k: mixed[k % 2]())
         strategy = FedDistill(client, federation.server)
-        assert strategy.mixed_architectures
+        assert strategy.any_architecture
         assert not one_architecture(federation.server)
         return [flat(update.state) for update in federation.play(strategy, 2).updates[1]]
 

@@ -19,6 +19,7 @@ from fl_cmi.models.lenet import LeNet
 from fl_cmi.models.tanh_generator import TanhGenerator
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
+from fl_cmi.synthesis.inversion import Inverted
 from fl_cmi.synthesis.source import TrainedGenerator
 from fl_cmi.synthesis.synthesizers import Joint
 from fl_cmi.synthesis.terms.adversarial import Adversarial
@@ -29,6 +30,7 @@ METHODS = sorted(path.stem for path in (config_folder() / "method").glob("*.yaml
 SMALL = {
     "GrowPool": {"epochs": 3, "batches": 1, "warmup": 1, "evaluate_every": 1},
     "Alternate": {"epochs": 1, "iterations": 2, "show": 4, "evaluate_every": 1},
+    "SameBatch": {"iterations": 2, "show": 4, "evaluate_every": 1},
     "GeneratorFirst": {"generator_batches": 3, "epochs": 1, "show": 4, "evaluate_every": 1},
 }
 
@@ -91,7 +93,8 @@ def test_a_method_runs(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "steps"), [("dafl", 5), ("zskt", 5), ("dfad", 5), ("dfad_original", 5), ("dfq", 10)]
+    ("name", "steps"),
+    [("dafl", 5), ("f_dafl", 5), ("zskt", 5), ("dfad", 5), ("dfad_original", 5), ("dfq", 10)],
 )
 def test_student_steps_to_one_step_of_the_generator(
     name: str, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -119,8 +122,9 @@ class Counting(Transfer):
 
     batches = steps = 0
 
-    def train_generator(self) -> None:
+    def train_generator(self) -> Inverted:
         self.grow(1)
+        return Inverted(torch.zeros(2, *SHAPE), torch.zeros(2, dtype=torch.int64), {"total": 0.0})
 
     def grow(self, batches: int) -> None:
         self.batches += batches
@@ -155,6 +159,9 @@ class Counting(Transfer):
         ("fast_cmi_contrast", 220, 80_000),
         ("dense", 200, 20_100),  # 1 + 2 + ... + 200 passes of so many batches: 5.1 million images
         ("co_boosting", 200, 20_100),
+        ("f_adi", 200, 80_000),
+        ("f_dafl", 16_000, 80_000),
+        ("fedftg", 10, 50),
     ],
 )
 def test_a_method_takes_as_many_batches_and_steps_as_published(
@@ -183,8 +190,8 @@ def test_a_method_takes_as_many_batches_and_steps_as_published(
 
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_that_read_batch_norm_refuse_teachers_without(name: str) -> None:
-    """CMI's family, DeepInversion and DFQ; the others are for any teacher."""
-    needy = name.startswith(("cmi", "fast_cmi", "dfq", "dense")) or name.endswith("deep_inversion")
+    """CMI's family, DeepInversion's and DFQ; the others are for any teacher."""
+    needy = name.startswith(("cmi", "fast_cmi", "dfq", "dense", "deep_inversion", "adaptive", "f_adi"))
     synthesizer = build(configured(name)["synthesizer"], "synthesizer")
     lenets = ensemble(make=lambda k: LeNet(SHAPE, CLASSES, (0.5,), (0.25,)))
     if needy:

@@ -14,6 +14,7 @@ from fl_cmi.bank import Draws
 from fl_cmi.batchnorm import classifier_input
 from fl_cmi.distillation.kl import KL
 from fl_cmi.distillation.loss import Answers, DistillLoss
+from fl_cmi.distillation.perturb import Perturb
 from fl_cmi.distillation.targets import Fresh, Targets
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.rng import stream
@@ -37,6 +38,9 @@ class Distiller:
             ~ U(0, 1) each; the ensemble labels the blends. They fill the space between the clients' classes, on
             which no client alone has an opinion (after Zhang et al. 2018, arXiv 1710.09412; labels by the teacher as
             in Beyer et al. 2022, arXiv 2106.05237).
+        perturb: Moves each batch, augmented, before student and teachers see it (Co-Boosting); None leaves it alone.
+        clip: Longest gradient of the student, by its 2-norm, > 0; longer ones are scaled down. None: as they are.
+        round_decay: Factor, in (0, 1], of the learning rate from round to round.
     """
 
     def __init__(
@@ -48,6 +52,9 @@ class Distiller:
         targets: Targets | None = None,
         augment: Augment | None = None,
         mixup: float = 0.0,
+        perturb: Perturb | None = None,
+        clip: float | None = None,
+        round_decay: float = 1.0,
     ) -> None:
         if not isinstance(batch_size, int) or batch_size < 2:
             raise ConfigError(
@@ -55,6 +62,11 @@ class Distiller:
             )
         if not 0 <= mixup <= 1:
             raise ConfigError("distiller.mixup", mixup, "a share in [0, 1]")
+        if clip is not None and not clip > 0:
+            raise ConfigError("distiller.clip", clip, "a number > 0, or null")
+        if not 0 < round_decay <= 1:
+            raise ConfigError("distiller.round_decay", round_decay, "a number in (0, 1]")
+        self.perturb, self.clip, self.round_decay = perturb, clip, round_decay
         self.loss: DistillLoss = KL() if loss is None else loss
         if mixup > 0 and self.loss.needs_pool:
             raise ConfigError(
@@ -66,21 +78,26 @@ class Distiller:
         self.targets: Targets = Fresh() if targets is None else targets
         self.augment: Augment = Identity() if augment is None else augment
 
-    def begin(self, student: nn.Module) -> "Lesson":
+    def begin(self, student: nn.Module, server_round: int = 1) -> "Lesson":
         """A fresh optimizer, and a fresh memory of the loss, for a round of lessons."""
-        return Lesson(self, student)
+        return Lesson(self, student, server_round)
 
 
 class Lesson:
     """One student being taught: the state of optimizer and loss between calls."""
 
-    def __init__(self, distiller: Distiller, student: nn.Module) -> None:
+    def __init__(self, distiller: Distiller, student: nn.Module, server_round: int = 1) -> None:
         self.distiller, self.student = distiller, student
         self.loss = copy.deepcopy(distiller.loss)
         self.optimizer = distiller.make_optimizer(student.parameters())
-        self.set_rate = optimizing(self.optimizer, distiller.schedule)
+        self.decay = distiller.round_decay ** (server_round - 1)
+        self.set_rate = optimizing(self.optimizer, self.schedule)
         self.calls = 0
         self.begun = False
+
+    def schedule(self, progress: float) -> float:
+        """The distiller's schedule, lower by the rounds that are over."""
+        return self.decay * self.distiller.schedule(progress)
 
     def __call__(
         self,
@@ -116,6 +133,8 @@ class Lesson:
             self.set_rate(progress[0] + (progress[1] - progress[0]) * step / steps)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            if self.distiller.clip is not None:
+                nn.utils.clip_grad_norm_(self.student.parameters(), self.distiller.clip)
             self.optimizer.step()
         self.student.train(was_training)
         return sum(losses) / len(losses) if losses else 0.0
@@ -125,13 +144,16 @@ class Lesson:
         d, device = self.distiller, ensemble.num_examples_K.device
         batch = draws.draw(d.batch_size, rng)
         x, labels, aims = batch.x, batch.labels, None
-        if labels is not None and batch.y is not None:
-            aims = F.one_hot(batch.y, labels.shape[1]).float()
+        if batch.y is not None:
+            aims = F.one_hot(batch.y, ensemble.num_classes).float()
         mixed = d.mixup > 0 and bool(torch.rand((), generator=rng) < d.mixup)
         if mixed:
             x, aims = blend(x, aims, rng)
         x = d.augment(x.to(device), rng)
-        cached = None if mixed or labels is None else labels.to(device)
+        if d.perturb is not None:
+            x = d.perturb(ensemble, x, rng)
+        stale = mixed or d.perturb is not None
+        cached = None if stale or labels is None else labels.to(device)
         watched = list(ensemble.models) if d.loss.needs_features else []
         with watching(watched) as taught, torch.no_grad():
             target = d.targets(ensemble, x, cached, None if aims is None else aims.to(device))
@@ -154,7 +176,7 @@ class Lesson:
         own = list(self.loss.begin(answers, rng))
         if own:
             self.optimizer.add_param_group({"params": own})
-            self.set_rate = optimizing(self.optimizer, self.distiller.schedule)
+            self.set_rate = optimizing(self.optimizer, self.schedule)
         self.begun = True
 
 

@@ -6,12 +6,16 @@ Each schedule ends after its epochs or, where the transfer has a budget, with th
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+import torch
+
+from fl_cmi.bank import PoolBatch, Shuffled
 from fl_cmi.distillation.distiller import Distiller
 from fl_cmi.distillation.transfer import FreshImages, Transfer
+from fl_cmi.synthesis.inversion import Inverted
 from fl_cmi.synthesis.synthesizers import Synthesizer
 from fl_cmi.types import ConfigError
 
-__all__ = ["Alternate", "GeneratorFirst", "GrowPool"]
+__all__ = ["Alternate", "GeneratorFirst", "GrowPool", "SameBatch"]
 
 
 @dataclass(frozen=True)
@@ -19,12 +23,13 @@ class GrowPool:
     """In every epoch add `batches` batches to the pool, then take `steps` distillation steps on the whole pool.
 
     CMI's schedule is 200 epochs of 1 batch and 400 steps; 1 epoch of many batches is the offline schedule. DENSE and
-    Co-Boosting take as many steps as one pass over the pool needs, which grow with it.
+    Co-Boosting take one pass over the pool, each image once, which grows with it. A rule of the ensemble that learns
+    does so between the two (Co-Boosting).
 
     Args:
         epochs: Number of times, >= 1.
         batches: Batches synthesized in an epoch, >= 1.
-        steps: Distillation steps in an epoch, >= 0; None: as many as one pass over the pool takes.
+        steps: Distillation steps in an epoch, >= 0, on images drawn with replacement; None: one pass over the pool.
         evaluate_every: Epochs between two looks at the student (for the curve only: nothing is selected by it).
         warmup: First epochs, >= 0 and < epochs, that only synthesize (FastDFKD).
     """
@@ -49,12 +54,15 @@ class GrowPool:
         with transfer.phase(self.epochs) as phase:
             for epoch in range(self.epochs):
                 transfer.grow(self.batches)
+                transfer.tune(epoch)
                 taught = epoch - self.warmup
                 # Time that ends within the warm-up still leaves one lesson.
                 if taught >= 0 or transfer.over:
                     share = taught / lessons, (taught + 1) / lessons
-                    steps = transfer.steps_of_a_pass if self.steps is None else self.steps
-                    transfer.distil(transfer.pool, steps, share)
+                    if self.steps is None:
+                        transfer.distil(Shuffled(transfer.pool), transfer.steps_of_a_pass, share)
+                    else:
+                        transfer.distil(transfer.pool, self.steps, share)
                 last = epoch + 1 == self.epochs or transfer.over
                 transfer.report(epoch + 1, look=last or (epoch + 1) % self.evaluate_every == 0)
                 phase.advance(1, note=transfer.note())
@@ -154,6 +162,60 @@ class GeneratorFirst:
                     break
 
 
+@dataclass(frozen=True)
+class SameBatch:
+    """In every iteration train the generator on one batch, then take `steps` distillation steps on that very batch.
+
+    The schedule of FedFTG: both sides of the game see the same latents. Images are taught as the generator makes them,
+    neither stored nor rounded. At the end `show` images are put into the pool.
+
+    Args:
+        iterations: Number of times, >= 1.
+        steps: Distillation steps on each batch, >= 1, with the batch size of the synthesizer.
+        evaluate_every: Iterations between two looks at the student.
+        show: Images kept at the end, >= 2.
+    """
+
+    iterations: int = 10
+    steps: int = 5
+    evaluate_every: int = 10
+    show: int = 2048
+
+    def __post_init__(self) -> None:
+        at_least(self, iterations=1, steps=1, evaluate_every=1, show=2)
+
+    def check(self, synthesizer: Synthesizer, distiller: Distiller) -> None:
+        """The loss must not ask for slots of a pool."""
+        synthesizer.check_sample()
+        check_loss(distiller, "same_batch")
+
+    def __call__(self, transfer: Transfer) -> None:
+        """Train the generator and teach its batch, in turn."""
+        with transfer.phase(self.iterations) as phase:
+            for done in range(self.iterations):
+                batch = GivenBatch(transfer.train_generator())
+                transfer.distil(batch, self.steps, (done / self.iterations, (done + 1) / self.iterations))
+                last = done + 1 == self.iterations or transfer.over
+                if last:
+                    keep(transfer, FreshImages(transfer), self.show)
+                transfer.report(done + 1, look=last or (done + 1) % self.evaluate_every == 0)
+                phase.advance(1, note=transfer.note())
+                if last:
+                    break
+
+
+class GivenBatch:
+    """One batch as it was synthesized, whole, whenever it is asked for."""
+
+    def __init__(self, made: Inverted) -> None:
+        nowhere = torch.full((len(made.y),), -1)
+        self.batch = PoolBatch(made.x, made.y.cpu(), None, torch.full_like(nowhere, made.client), nowhere)
+
+    def draw(self, batch_size: int, rng: torch.Generator) -> PoolBatch:
+        """The batch."""
+        return self.batch
+
+
 def keep(transfer: Transfer, fresh: FreshImages, number: int) -> None:
     """Put so many fresh images into the pool, with the ensemble's labels and its choice as their class."""
     rng, batch_size = transfer.stream("show", 0), 256
@@ -172,6 +234,11 @@ def check_fresh(synthesizer: Synthesizer, distiller: Distiller, schedule: str) -
             type(distiller.targets).__name__,
             f"Fresh, because schedule={schedule} teaches images that were made for no label",
         )
+    check_loss(distiller, schedule)
+
+
+def check_loss(distiller: Distiller, schedule: str) -> None:
+    """Raise ConfigError for a loss that must know its images from a pool."""
     if distiller.loss.needs_pool:
         raise ConfigError(
             "distiller.loss",

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fl_cmi.ensemble import Ensemble
+from fl_cmi.ensemble import Ensemble, owner_weights
 from fl_cmi.types import ConfigError
 
-__all__ = ["Fresh", "Sharpened", "Targets"]
+__all__ = ["Fresh", "Owners", "Sharpened", "Targets"]
 
 
 class Targets(Protocol):
@@ -92,3 +92,39 @@ class Sharpened:
         labels = ensemble.label(seen) if labels is None else labels
         sharp = (self.sharpen * labels).softmax(dim=1)
         return ((1 - self.mix) * sharp + self.mix * aims).clamp(min=self.floor).log()
+
+
+class Owners:
+    """`q = sum_k W_yk softmax(t_k)`, `W_yk = n_k(y) / sum_j n_j(y)`: who owns an image's class says what it shows.
+
+    One weight for an image, by the label that it was made for; `combine=by_class_counts` has one for each class that a
+    teacher speaks of. Needs label counts.
+
+    References:
+        Zhang et al. 2022 (FedFTG), CVPR, arXiv 2203.09249, class-level ensemble.
+
+    Args:
+        floor: Least probability, in (0, 1), because targets are logarithms.
+    """
+
+    needs_pool = True
+
+    def __init__(self, floor: float = 1e-12) -> None:
+        if not 0 < floor < 1:
+            raise ConfigError("distiller.targets.floor", floor, "a number in (0, 1)")
+        self.floor = floor
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        ensemble: Ensemble,
+        seen: Float[Tensor, "batch channels height width"],
+        labels: Float[Tensor, "batch classes"] | None,
+        aims: Float[Tensor, "batch classes"] | None,
+    ) -> Float[Tensor, "batch classes"]:
+        """`log q`."""
+        assert aims is not None, "checked by the schedule"
+        weight_KC = owner_weights(ensemble.require_class_counts("distiller.targets=Owners")).to(aims)
+        p_KBC = ensemble.logits(seen).softmax(dim=2)
+        q_BC = torch.einsum("kc,bc,kbd->bd", weight_KC, aims, p_KBC)
+        return q_BC.clamp(min=self.floor).log()

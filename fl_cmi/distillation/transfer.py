@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fl_cmi.bank import Draws, Pool, PoolBatch
 from fl_cmi.distillation.budget import Budget, Clock, checked_budget
@@ -32,6 +32,21 @@ class Schedule(Protocol):
 
     def check(self, synthesizer: Synthesizer, distiller: Distiller) -> None:
         """Raise ConfigError where the schedule cannot use these."""
+        ...
+
+
+@runtime_checkable
+class Learns(Protocol):
+    """A rule of the ensemble with weights of its own that learn from the synthetic images (Co-Boosting)."""
+
+    def learn(
+        self, ensemble: Ensemble, pool: Pool, batch_size: int, epoch: int, rng: torch.Generator
+    ) -> None:
+        """One pass over the pool, in the round's epoch of this number, from 0."""
+        ...
+
+    def weights(self, num_teachers: int) -> Tensor:
+        """As they stand, one per teacher."""
         ...
 
 
@@ -87,10 +102,10 @@ class Transfer:
         """The round's own phase, of so many parts unless time decides."""
         return self.progress.phase("transfer", total=total if self.budget.seconds is None else None)
 
-    def train_generator(self) -> None:
-        """Synthesize one batch for the generator's sake, and forget it."""
+    def train_generator(self) -> Inverted:
+        """Synthesize one batch for the generator's sake; the pool gets nothing of it."""
         with self.progress.phase("synthesis"):
-            self._synthesize()
+            return self._synthesize()
 
     def grow(self, batches: int) -> None:
         """Synthesize so many batches, at least one, and put them into the pool, labelled by the whole ensemble."""
@@ -108,6 +123,15 @@ class Transfer:
         self.num_batches, self.num_images = self.num_batches + 1, self.num_images + len(made.y)
         self.inverted = made.losses
         return made
+
+    def tune(self, epoch: int) -> None:
+        """Let the ensemble's rule learn from the pool, where it can."""
+        combine, batch_size = self.ensemble.combine, self.lesson.distiller.batch_size
+        if isinstance(combine, Learns):
+            with self.progress.phase("distillation"):
+                combine.learn(self.ensemble, self.pool, batch_size, epoch, self.stream("combine", epoch))
+            where = {"round": self.server_round, "epoch": epoch + 1}
+            self.log.write("weights", **where, weights=combine.weights(len(self.ensemble)).tolist())
 
     @property
     def steps_of_a_pass(self) -> int:
@@ -181,7 +205,7 @@ def transfer(
         ensemble,
         student,
         synthesizer,
-        distiller.begin(student),
+        distiller.begin(student, server_round),
         pool,
         task,
         seed,

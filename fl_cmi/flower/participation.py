@@ -193,6 +193,10 @@ class Participation(Grid):
         """Not offered: a failure policy needs messages and replies together."""
         raise NotImplementedError("use send_and_receive")
 
+    def client_of(self, message: Message) -> int:
+        """Partition id of the client that a message is for."""
+        return self._receiver(message)
+
     def _receiver(self, message: Message) -> int:
         return self._clients[message.metadata.dst_node_id]
 

@@ -1,6 +1,6 @@
 """How good the result of a round is, in the server's hands or in the clients'."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,12 +24,14 @@ class Scores:
 
     Args:
         side: What the server knows of the run.
+        predictor: Who predicts after a round, where it is not the global model (FedEnsemble's vote).
         own_tests: FedGen's metric besides: indices into the test set for each client (`partition.client_tests`); every
             client scores its model on its own slice, pooled over all clients of the run. Easier than the test set: a
             slice has the client's classes only. None: not measured.
     """
 
     side: ServerSide
+    predictor: Callable[[], nn.Module] | None = None
     own_tests: Sequence[np.ndarray] | None = None
     private: dict[int, State] = field(default_factory=dict)
 
@@ -50,7 +52,8 @@ class Scores:
             found = [self.side.test_accuracy(self.model(u.client, student)) for u in updates]
             scores = {"accuracy": sum(found) / len(found)}
         else:
-            scores = {"accuracy": self.side.test_accuracy(self.global_model(student))}
+            model = self.global_model(student) if self.predictor is None else self.predictor()
+            scores = {"accuracy": self.side.test_accuracy(model.to(self.side.device))}
         if self.own_tests is not None:
             scores["own_tests"] = self.on_own_tests(student)
         return scores

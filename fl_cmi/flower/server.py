@@ -25,7 +25,8 @@ class Outcome:
 
     Args:
         student: The global model after the last round.
-        accuracies: Its test accuracy after each round, in [0, 1]; see `Scores` for clients that keep a part of it.
+        accuracies: Its test accuracy after each round, in [0, 1]; see `Scores` for clients that keep a part of
+            it, and for strategies whose predictions are not the global model's.
         own_tests: Accuracy on the clients' own test images after each round, where it is measured.
         updates: What the clients of the last round sent, by partition id.
         bytes_up: Payload that clients sent, over all rounds.

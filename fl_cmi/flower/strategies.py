@@ -13,7 +13,7 @@ from fl_cmi.distillation.distiller import Distiller
 from fl_cmi.distillation.transfer import Schedule, transfer
 from fl_cmi.ensemble import Combine, Ensemble
 from fl_cmi.flower.records import to_record, unpack_updates
-from fl_cmi.sides import ServerSide, same_tensors
+from fl_cmi.sides import ServerSide, architecture, same_tensors
 from fl_cmi.synthesis.synthesizers import Synthesizer
 from fl_cmi.types import ConfigError, State, Update
 
@@ -37,12 +37,16 @@ class FedCmi(FedAvg):
         schedule: How the two alternate in a round.
         pool: Where the images are kept.
         student_start: Where the student of a round begins: the `previous` round's student (in round 1 the initial
-            model), the clients' parameter `average` (needs one architecture), or from `scratch`.
+            model), the clients' parameter `average` (needs one architecture), the average of those clients that train
+            the student's architecture (`prototype`; without any: as `previous`), or from `scratch`.
         keep_pool: Whether a round goes on with the images of the rounds before.
         budget_s: Seconds, > 0, of a round's synthesis and distillation; None for as long as the schedule takes.
         budget_clock: What they are counted by: `wall`, or `cpu` (all threads of the process).
         side: What the server knows of the run.
     """
+
+    any_architecture = True
+    disclosed = ("server needs no images",)
 
     def __init__(
         self,
@@ -52,16 +56,19 @@ class FedCmi(FedAvg):
         schedule: Schedule,
         pool: Pool,
         side: ServerSide,
-        student_start: Literal["previous", "average", "scratch"] = "previous",
+        student_start: Literal["previous", "average", "prototype", "scratch"] = "previous",
         keep_pool: bool = False,
         budget_s: float | None = None,
         budget_clock: str = "wall",
     ) -> None:
         super().__init__(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
-        if student_start not in ("previous", "average", "scratch"):
-            raise ConfigError("strategy.student_start", student_start, "one of previous, average, scratch")
+        starts = ("previous", "average", "prototype", "scratch")
+        if student_start not in starts:
+            raise ConfigError("strategy.student_start", student_start, f"one of {', '.join(starts)}")
         if student_start == "average" and not one_architecture(side):
-            allowed = "previous or scratch, because not all clients train the student's architecture"
+            allowed = (
+                "previous, prototype or scratch, because not all clients train the student's architecture"
+            )
             raise ConfigError("strategy.student_start", student_start, allowed)
         self.combine, self.synthesizer, self.distiller = combine, synthesizer, distiller
         self.schedule, self.pool, self.side = schedule, pool, side
@@ -69,6 +76,7 @@ class FedCmi(FedAvg):
         self.budget_s = checked_budget(budget_s)
         self.clock = clock_called(budget_clock)
         self.previous: State | None = None
+        self.teacher_passes = 0
         # What these models and parts cannot serve is refused before any client trains.
         schedule.check(synthesizer, distiller)
         synthesizer.check(side.untrained_ensemble(combine))
@@ -105,6 +113,7 @@ class FedCmi(FedAvg):
             budget_s=self.budget_s,
             clock=self.clock,
         )
+        self.teacher_passes += ensemble.passes
         self.previous = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
         return to_record(self.previous), MetricRecord(metrics)
 
@@ -115,8 +124,15 @@ class FedCmi(FedAvg):
             average = self.side.average(updates)
             assert average is not None, "checked when the run began"
             student.load_state_dict(average)
-        elif self.student_start == "previous" and self.previous is not None:
-            student.load_state_dict(self.previous)
+        elif self.student_start != "scratch":
+            own = architecture(student.state_dict())
+            group = [update for update in updates if architecture(update.state) == own]
+            if self.student_start == "prototype" and group:
+                average = self.side.average(group)
+                assert average is not None
+                student.load_state_dict(average)
+            elif self.previous is not None:
+                student.load_state_dict(self.previous)
         return student.to(self.side.device)
 
 

@@ -10,6 +10,7 @@ Shape letters: K clients, C classes, N images.
 from fl_cmi.partition.client_prior import dirichlet_client, dirichlet_client_overlap
 from fl_cmi.partition.dirichlet import dirichlet_class, dirichlet_class_uncapped
 from fl_cmi.partition.flower_adapter import flower_datasets
+from fl_cmi.partition.held_out import hold_out
 from fl_cmi.partition.labels import fixed_counts, label_distribution, labels_per_client, shards
 from fl_cmi.partition.published import client_tests, feddf, fedgen, n_cls
 from fl_cmi.partition.quantity import (
@@ -35,6 +36,7 @@ __all__ = [
     "fedgen",
     "fixed_counts",
     "flower_datasets",
+    "hold_out",
     "iid",
     "label_distribution",
     "labels_per_client",

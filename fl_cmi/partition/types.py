@@ -28,7 +28,7 @@ class Partition:
         indices: One int64 array (n_k,) of indices into the training set per client, in client order.
         noise_sd: Standard deviation of the Gaussian noise on each client's images in [0, 1], or None for
             none.
-        held_out: Indices that no client gets because the server validates on them, or None.
+        held_out: Indices that no client gets because the server keeps them (FedDF), or None.
         notes: What a reader of the results has to know, such as a class that nobody holds.
     """
 

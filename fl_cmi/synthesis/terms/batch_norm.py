@@ -26,21 +26,39 @@ class BatchNorm(Term):
     Args:
         weight: Factor of the term, >= 0.
         over_clients: `mean` or `sum`.
+        hook: `all` layers are looked at, or none: with `empty` the term is the sum over no layers, 0, as in DENSE's
+            released code, whose ensemble hides its clients in a plain list.
+        missing: Teachers without batch norm are refused (`refuse`) or left out (`skip`, for mixed architectures).
     """
 
-    def __init__(self, weight: float = 1.0, over_clients: Literal["mean", "sum"] = "mean") -> None:
+    def __init__(
+        self,
+        weight: float = 1.0,
+        over_clients: Literal["mean", "sum"] = "mean",
+        hook: Literal["all", "empty"] = "all",
+        missing: Literal["refuse", "skip"] = "refuse",
+    ) -> None:
         super().__init__(weight)
         if over_clients not in ("mean", "sum"):
             raise ConfigError("synthesizer...bn.over_clients", over_clients, "mean or sum")
-        self.over_clients = over_clients
+        if hook not in ("all", "empty"):
+            raise ConfigError("synthesizer...bn.hook", hook, "all or empty")
+        if missing not in ("refuse", "skip"):
+            raise ConfigError("synthesizer...bn.missing", missing, "refuse or skip")
+        self.over_clients, self.hook, self.missing = over_clients, hook, missing
 
     def check(self, ensemble: Ensemble) -> None:
-        """Every teacher needs batch norm; the loss over zero layers would silently be 0."""
+        """Every teacher (one, with `skip`) needs batch norm; the loss over zero layers would silently be 0."""
+        if self.hook == "empty" or (self.missing == "skip" and any(ensemble.batch_norm_counts)):
+            return
         require_batch_norm(ensemble, "synthesizer...bn.weight", self.weight)
 
     def __call__(self, seen: Look) -> Float[Tensor, ""]:
         """The mean or the sum over teachers of `statistics_distance`."""
-        distances = torch.stack([statistics_distance(inputs) for inputs in seen.seen])
+        hooked = [] if self.hook == "empty" else [inputs for inputs in seen.seen if inputs]
+        if not hooked:
+            return seen.teacher.new_zeros(())
+        distances = torch.stack([statistics_distance(inputs) for inputs in hooked])
         return distances.mean() if self.over_clients == "mean" else distances.sum()
 
 

@@ -1,0 +1,75 @@
+"""One global model for each architecture among the clients: what averaging means where they differ."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from torch import nn
+
+from fl_cmi.flower.participation import Participation
+from fl_cmi.flower.records import ARRAYS, to_record
+from fl_cmi.sides import Architecture, ServerSide, architecture
+from fl_cmi.types import State, Update
+
+__all__ = ["Prototypes"]
+
+
+class Prototypes:
+    """The global models by architecture, the student's own first.
+
+    Args:
+        side: What the server knows of the run.
+    """
+
+    def __init__(self, side: ServerSide) -> None:
+        makers: list[Callable[[], nn.Module]] = [side.student]
+        makers += [lambda client=client: side.build(client) for client in range(side.num_architectures)]  # type: ignore[misc]
+        self.side = side
+        self.make: dict[Architecture, Callable[[], nn.Module]] = {}
+        self.states: dict[Architecture, State] = {}
+        for make in makers:
+            state = make().state_dict()
+            self.make.setdefault(architecture(state), make)
+            self.states.setdefault(architecture(state), state)
+        self.own = next(iter(self.states))
+        """The student's architecture."""
+
+    @property
+    def mixed(self) -> bool:
+        """Whether there are several."""
+        return len(self.states) > 1
+
+    def model(self, kind: Architecture) -> nn.Module:
+        """A new network with the prototype's weights, on the server's device."""
+        model = self.make[kind]()
+        model.load_state_dict(self.states[kind])
+        return model.to(self.side.device)
+
+    def of_client(self, client: int) -> Architecture:
+        """The architecture that a client trains."""
+        return architecture(self.side.build(client).state_dict())
+
+    def average(self, updates: Sequence[Update]) -> list[Architecture]:
+        """Put the average of each architecture's clients into its place; tells which had any."""
+        found = []
+        for kind in self.states:
+            group = [update for update in updates if architecture(update.state) == kind]
+            if group:
+                average = self.side.average(group)
+                assert average is not None
+                self.states[kind] = average
+                found.append(kind)
+        return found
+
+    def addressed(self, messages: Iterable[Message], grid: Grid) -> Iterable[Message]:
+        """The same messages, each client's with the prototype of its architecture where the grid knows who it is."""
+        if not self.mixed or not isinstance(grid, Participation):
+            return messages
+        return [self.readdressed(message, grid.client_of(message)) for message in messages]
+
+    def readdressed(self, message: Message, client: int) -> Message:
+        """One message, with the client's own prototype."""
+        content = RecordDict(dict(message.content.items()))
+        content[ARRAYS] = to_record(self.states[self.of_client(client)])
+        about = message.metadata
+        return Message(content=content, dst_node_id=about.dst_node_id, message_type=about.message_type)
