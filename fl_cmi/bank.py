@@ -171,6 +171,11 @@ class Pool:
         assert self._store is not None
         return self._store[1]
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All that is stored, by slot: `pixels`, `targets`, `labels` (log-probabilities) and `clients`."""
+        assert self._store is not None
+        return dict(zip(("pixels", "targets", "labels", "clients"), self._store, strict=True))
+
     @property
     def serials(self) -> Int[Tensor, " images"]:
         """The running number of the image in each slot, from 0: a slot that is overwritten gets a new one."""

@@ -37,10 +37,12 @@ __all__ = [
     "config_folder",
     "dataset",
     "fitting",
+    "make_model",
     "make_partition",
     "pick_device",
     "plain_config",
     "server_side",
+    "task",
 ]
 
 Config = dict[str, Any]
@@ -52,10 +54,10 @@ def config_folder() -> Path:
     return installed if installed.is_dir() else Path(__file__).parent.parent / "conf"
 
 
-def compose_config(overrides: Sequence[str]) -> Config:
-    """The configuration that `python -m fl_cmi.simulate` would run with these overrides."""
+def compose_config(overrides: Sequence[str], name: str = "simulate") -> Config:
+    """The configuration that `python -m fl_cmi.<name>` would run with these overrides."""
     with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
-        return plain_config(hydra.compose("simulate", list(overrides)))
+        return plain_config(hydra.compose(name, list(overrides)))
 
 
 def plain_config(config: DictConfig) -> Config:
@@ -121,6 +123,8 @@ def check(config: Config) -> None:
         raise ConfigError("on_client_failure", config["on_client_failure"], "fail or drop")
     if not isinstance(config["share_label_counts"], bool):
         raise ConfigError("share_label_counts", config["share_label_counts"], "true or false")
+    if not isinstance(config["save_pool"], bool):
+        raise ConfigError("save_pool", config["save_pool"], "true or false")
     pick_device(config["device"])
     check_nodes(config)
 

@@ -44,6 +44,7 @@ from fl_cmi.flower.backend import Backend, flower_log
 from fl_cmi.flower.participation import ClientFailure
 from fl_cmi.flower.server import Outcome, serve
 from fl_cmi.flower.strategies import FedCmi, one_architecture
+from fl_cmi.last_step import check_last_step, last_step
 from fl_cmi.partition import Partition
 from fl_cmi.report.figures import curves, partition_heatmap, synthetic_grid
 from fl_cmi.report.html import write_report
@@ -74,6 +75,7 @@ def run(
     threads = config["server_threads"] or os.cpu_count() or 1
     torch.set_num_threads(threads)
     with progress.phase("setup"):
+        compressor = build(config["compression"], "compression") if config["compression"] else None
         data = dataset(config)
         partition = make_partition(config, data)
         side = server_side(config, data, progress, log)
@@ -87,6 +89,8 @@ def run(
                 with fitting(config["strategy"], "strategy"):
                     strategy = strategy(side=side)
         check_architectures(config, side, strategy)
+        if compressor is not None:
+            check_last_step(compressor, side, strategy)
         build(config["local"], "local")  # the clients build it, but a mistake is told before they start
         backend = build(config["backend"], "backend") if backend is None else backend
     counts = partition.counts(data.train.y.numpy(), data.train.num_classes)
@@ -107,6 +111,11 @@ def run(
     summary["seconds"] = {**phases, "total": time.perf_counter() - start}
     log.write("summary", **{key: summary[key] for key in ("student", "ensemble", "average", "gap")})
     pool = strategy.pool if isinstance(strategy, FedCmi) else None
+    if compressor is not None and pool is not None:
+        augment = build(config["augment"], "augment")
+        summary["compressed"] = last_step(compressor, augment, outcome.student, side, pool, run_dir)
+    if config["save_pool"] and pool is not None:
+        save_file(pool.tensors(), run_dir / "pool.safetensors")
     write_results(run_dir, summary, outcome, counts, data, pool, command)
     return summary
 

@@ -8,9 +8,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "fl_cmi"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("simulate", "__main__", "flower.app"),
+    ("simulate", "compress", "last_step", "__main__", "flower.app"),
     ("flower",),
     ("compose", "sides", "flower.records"),
+    ("compression",),
     ("synthesis", "distillation", "training", "evaluate", "report"),
     ("ensemble",),
     ("losses", "batchnorm", "augment", "bank", "partition", "data", "models"),
@@ -21,8 +22,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 ONLY_IN = {
     "flwr": ("flower",),
     "ray": ("flower",),
-    "hydra": ("compose", "simulate", "__main__", "flower.app"),
-    "omegaconf": ("compose", "simulate", "__main__", "flower.app"),
+    "hydra": ("compose", "simulate", "compress", "__main__", "flower.app"),
+    "omegaconf": ("compose", "simulate", "compress", "__main__", "flower.app"),
+    "torchao": (),
+    "onnx": (),
+    "onnxruntime": (),
 }
 
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "conf" not in path.relative_to(PACKAGE).parts)
