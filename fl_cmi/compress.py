@@ -132,7 +132,7 @@ def described(config: Config, data: Dataset) -> dict[str, Any]:
     terms = node.get("synthesizer", {}).get("inversion", {}).get("terms", {})
     return {
         "source": str(node["_target_"]).rsplit(".", 1)[-1],
-        "synthesizer": node.get("synthesizer", {}).get("_target_"),
+        "synthesizer": node.get("synthesizer", {}).get("_target_", "").rsplit(".", 1)[-1] or None,
         "terms": [name for name, term in terms.items() if term.get("weight", 1) != 0],
         "data": data.name,
     }

@@ -60,8 +60,9 @@ def warm_stairs(
         return 1.0
     if progress >= end:
         return floor
-    # The first stair is a step below the plateau's end, the last one above the floor.
-    return cosine(math.floor((progress - flat) / (end - flat) * stairs) / stairs, floor)
+    # Rounding must not put the beginning of a stair onto the one before.
+    stair = math.floor((progress - flat) / (end - flat) * stairs + 1e-9)
+    return cosine(stair / stairs, floor)
 
 
 def optimizing(optimizer: Optimizer, schedule: Schedule) -> Callable[[float], None]:

@@ -42,6 +42,8 @@ GROUPS = {
     "schedule",
     "strategy",
     "backend",
+    "compression",
+    "calibration",
     "method",
     "experiment",
 }
@@ -172,6 +174,23 @@ def test_strategy(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", names("backend"))
 def test_backend(name: str) -> None:
     assert callable(build(composed("backend", name)["backend"], "backend").run)
+
+
+@pytest.mark.parametrize("name", names("compression"))
+def test_compression(name: str) -> None:
+    node = composed("compression", name)["compression"]
+    assert (not node) is (name == "none")
+    if node:
+        assert callable(build(node, "compression"))
+
+
+@pytest.mark.parametrize("name", names("calibration"))
+def test_calibration(name: str) -> None:
+    config = compose_config(["data=synthetic", f"calibration={name}", "run_dir=here"], "compress")
+    source = build(config["calibration"], "calibration")
+    assert callable(source)
+    assert source.data_free is (name != "real")
+    assert build(config["calibrate"], "calibrate").batches >= 1
 
 
 @pytest.mark.parametrize("name", names("experiment"))

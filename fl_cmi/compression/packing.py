@@ -1,6 +1,7 @@
 """Low-bit networks on disk: weights as packed integers, all else as it is, in one safetensors file."""
 
 import copy
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from fl_cmi.types import ConfigError, State
 __all__ = ["load", "pack", "save", "size", "unpack", "Size"]
 
 FORMAT = "fl_cmi low-bit 1"
+"""The header's one entry, because safetensors writes several in any order: bits of weight and input by layer."""
 
 
 def pack(k: UInt8[Tensor, "..."], bits: int) -> UInt8[Tensor, " bytes"]:
@@ -76,7 +78,7 @@ def save(model: nn.Module, path: Path) -> None:
     quantized = quantized_layers(model)
     assert quantized, "no layer is quantized"
     state: State = {}
-    header = {"format": FORMAT}
+    bits_of: dict[str, tuple[int, int]] = {}
     for name, value in model.state_dict().items():
         if name.removesuffix(".layer.weight") not in quantized:
             state[name.replace(".layer.bias", ".bias")] = value.detach().cpu().contiguous()
@@ -87,8 +89,8 @@ def save(model: nn.Module, path: Path) -> None:
         weight = layer.layer.weight.detach().cpu()
         state[f"{name}.codes"] = pack(codes(weight, low, high, bits), bits)
         state[f"{name}.weight_low"], state[f"{name}.weight_high"] = low.flatten(), high.flatten()
-        header[name] = f"{bits} {layer.activation_bits}"
-    save_file(state, path, metadata=header)
+        bits_of[name] = bits, layer.activation_bits
+    save_file(state, path, metadata={FORMAT: json.dumps(bits_of)})
 
 
 def load(path: Path, model: nn.Module) -> nn.Module:
@@ -103,10 +105,11 @@ def load(path: Path, model: nn.Module) -> nn.Module:
     except (SafetensorError, OSError) as error:
         raise ConfigError("checkpoint", path, f"a readable .safetensors file ({error})") from error
     made = copy.deepcopy(model)
-    if header.get("format") != FORMAT or set(header) - {"format"} != set(layers(made)):
+    bits_of = json.loads(header.get(FORMAT, "{}"))
+    if set(bits_of) != set(layers(made)):
         raise ConfigError("checkpoint", path, f"low-bit weights of a {type(model).__name__}")
     for name, layer in layers(made).items():
-        weight_bits, activation_bits = map(int, header[name].split())
+        weight_bits, activation_bits = bits_of[name]
         shape = (-1, *(1,) * (layer.weight.ndim - 1))
         low, high = (state.pop(f"{name}.weight_{end}").view(shape) for end in ("low", "high"))
         levels = unpack(state.pop(f"{name}.codes"), weight_bits, tuple(layer.weight.shape))

@@ -32,7 +32,9 @@ def print_compression(summary: dict[str, Any], console: Console) -> None:
     """
     bits, model, student = summary["compression"], summary["model"], summary["student"]
     images = summary["calibration"]
-    where = images["source"] + (f" ({', '.join(images['terms'])})" if images["terms"] else "")
+    where = (images["synthesizer"] or images["source"]) + (
+        f" ({', '.join(images['terms'])})" if images["terms"] else ""
+    )
     control = "" if images["data_free"] else ": real data, a control"
     console.print()
     console.print(Text(report_line(summary), style="bold"))
