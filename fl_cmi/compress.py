@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
+from safetensors.torch import save_file
 
 from fl_cmi.compose import Config, build, config_folder, dataset, make_model, pick_device, plain_config, task
 from fl_cmi.compression.stage import FineTuning, Stage, alone
@@ -86,6 +87,8 @@ def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, 
         "config": config,
         "seconds": {**progress.seconds, "total": time.perf_counter() - start},
     }
+    if config["save_pool"]:
+        save_file(pool.tensors(), run_dir / "pool.safetensors")
     write_json(run_dir / "summary.json", summary)
     return summary
 
@@ -98,8 +101,9 @@ def check(config: Config) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
             raise ConfigError(key, value, "an integer" + ("" if least is None else f" >= {least}"))
-    if not isinstance(config["kd"], bool):
-        raise ConfigError("kd", config["kd"], "true or false")
+    for key in ("kd", "save_pool"):
+        if not isinstance(config[key], bool):
+            raise ConfigError(key, config[key], "true or false")
     if config["freeze_batch_norm"] not in (None, True, False):
         raise ConfigError("freeze_batch_norm", config["freeze_batch_norm"], "true, false or null")
     if not config["compression"]:

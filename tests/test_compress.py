@@ -115,6 +115,19 @@ def test_fine_tuning_and_repeatability(finished: Path, tmp_path: Path) -> None:
     assert (tmp_path / "c" / "compressed.safetensors").read_bytes() != files[0]
 
 
+def test_images_can_be_saved_and_used_again(finished: Path, tmp_path: Path) -> None:
+    noise = [o for o in QUICK if o != "synthesizer.inversion.steps=2"] + [
+        "synthesizer=noise",
+        "save_pool=true",
+    ]
+    compress(tmp_path / "a", f"run_dir={finished}", *noise)
+    path = f"calibration.path={tmp_path}/a/pool.safetensors"
+    compress(tmp_path / "b", f"run_dir={finished}", *POOL, "calibration=pool", path)
+    files = [(tmp_path / name / "compressed.safetensors").read_bytes() for name in ("a", "b")]
+    assert files[0] == files[1]
+    assert not (tmp_path / "b" / "pool.safetensors").exists()
+
+
 def test_a_checkpoint_needs_no_run(finished: Path, tmp_path: Path) -> None:
     given = ["data=synthetic", "model.width=4", f"model.checkpoint={finished}/student.safetensors"]
     summary = compress(tmp_path, *given, *QUICK)

@@ -84,7 +84,7 @@ class Int8:
         save_int8(small, shape, paths[0])
         if self.onnx:
             paths.append(folder / "int8.onnx")
-            save_onnx(small, shape, paths[1])
+            save_onnx(small, shape, paths[1], tolerance=0.1)
         return paths
 
     def describe(self, small: nn.Module) -> dict[str, Any]:
