@@ -108,6 +108,7 @@ def check(config: Config) -> None:
         raise ConfigError("freeze_batch_norm", config["freeze_batch_norm"], "true, false or null")
     if not config["compression"]:
         raise ConfigError("compression", "none", "low_bit, w4a8 or int8")
+    checkpoint(config)
     check_nodes(config)
 
 

@@ -178,7 +178,7 @@ MISTAKES = {
     "": "run_dir=None: ",
     "run_dir=/nowhere": "run_dir=/nowhere: ",
     "run_dir=RUN model.checkpoint=x": "run_dir=RUN: ",
-    "model.checkpoint=/nowhere": "model.checkpoint=/nowhere: ",
+    "data=synthetic model.checkpoint=/nowhere": "model.checkpoint=/nowhere: ",
     "run_dir=RUN model.width=8": "model.width=8: nothing, because run_dir",
     "run_dir=RUN data=digits": "data=digits: nothing, because run_dir",
     "run_dir=RUN compression.w=1": "compression.w=1: ",
