@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fl_cmi.types import ConfigError
 
-__all__ = ["Augment", "CropFlip", "Cutout", "Identity", "ResizedCropFlip", "RollFlip", "SomeOf"]
+__all__ = ["Augment", "Chain", "CropFlip", "Cutout", "Identity", "ResizedCropFlip", "RollFlip", "SomeOf"]
 
 Batch = Float[Tensor, "batch channels height width"]
 
@@ -183,6 +183,25 @@ class Cutout:
         in_columns = (left <= columns) & (columns < left + side)
         hole = (in_rows[..., :, None] & in_columns[..., None, :]).any(dim=1, keepdim=True)
         return x.masked_fill(hole.to(x.device), 0.0)
+
+
+class Chain:
+    """All of the given augmentations, one after the other.
+
+    Args:
+        steps: In their order, at least one.
+    """
+
+    def __init__(self, steps: Sequence[Augment]) -> None:
+        if not steps:
+            raise ConfigError("augment.steps", list(steps), "at least one augmentation")
+        self.steps = tuple(steps)
+
+    def __call__(self, x: Batch, rng: torch.Generator) -> Float[Tensor, "_ channels height width"]:
+        """The batch after the last step."""
+        for step in self.steps:
+            x = step(x, rng)
+        return x
 
 
 class SomeOf:

@@ -16,17 +16,9 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from fl_cmi.bank import Pool
+from fl_cmi.checks import check_distillation, pick_device
 from fl_cmi.command import carry_out, command_line
-from fl_cmi.compose import (
-    Config,
-    build,
-    check_distillation,
-    dataset,
-    fitting,
-    make_model,
-    pick_device,
-    task,
-)
+from fl_cmi.compose import Config, build, dataset, fitting, make_model, task
 from fl_cmi.data.dataset import Dataset
 from fl_cmi.distillation.budget import checked_budget, clock_called
 from fl_cmi.distillation.transfer import transfer

@@ -17,8 +17,9 @@ import torch
 from omegaconf import DictConfig
 
 from fl_cmi.bank import Pool
+from fl_cmi.checks import check
 from fl_cmi.command import carry_out, command_line
-from fl_cmi.compose import Config, build, check, dataset, fitting, make_partition, server_side
+from fl_cmi.compose import Config, build, dataset, fitting, make_partition, server_side
 from fl_cmi.disclosure import disclosed
 from fl_cmi.ensemble import Combine, Ensemble
 from fl_cmi.evaluate import accuracy, predict
@@ -28,10 +29,11 @@ from fl_cmi.flower.participation import ClientFailure
 from fl_cmi.flower.scores import Scores
 from fl_cmi.flower.server import Outcome, serve
 from fl_cmi.flower.strategies import FedCmi, one_architecture
+from fl_cmi.last_step import check_last_step, last_step
 from fl_cmi.measures import measure_pool
 from fl_cmi.partition import Partition, client_tests
 from fl_cmi.report.figures import partition_heatmap
-from fl_cmi.report.folder import saving_on_failure, write_results
+from fl_cmi.report.folder import save_state, saving_on_failure, write_results
 from fl_cmi.report.html import write_report
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
@@ -61,6 +63,7 @@ def run(
     threads = config["server_threads"] or os.cpu_count() or 1
     torch.set_num_threads(threads)
     with progress.phase("setup"):
+        compressor = build(config["compression"], "compression") if config["compression"] else None
         data = dataset(config)
         partition = make_partition(config, data)
         side = server_side(config, data, progress, log, partition)
@@ -82,6 +85,8 @@ def run(
         labels = data.train.y.numpy(), data.test.y.numpy()
         slices = client_tests(partition, *labels) if config["own_tests"] else None
         scores = Scores(side, predictor, slices)
+        if compressor is not None:
+            check_last_step(compressor, side, strategy)
         backend = build(config["backend"], "backend") if backend is None else backend
     counts = partition.counts(data.train.y.numpy(), data.train.num_classes)
     log.write("partition", counts=counts, **partition.manifest())
@@ -104,6 +109,11 @@ def run(
     phases = {name: seconds for name, seconds in progress.seconds.items() if name != "transfer"}
     summary["seconds"] = {**phases, "total": time.perf_counter() - start}
     log.write("summary", **{key: summary[key] for key in ("student", "ensemble", "average", "gap")})
+    if compressor is not None and pool is not None:
+        augment = build(config["augment"], "augment")
+        summary["compressed"] = last_step(compressor, augment, outcome.student, side, pool, run_dir)
+    if config["save_pool"] and pool is not None:
+        save_state(pool.tensors(), run_dir / "pool.safetensors")
     partition_heatmap(counts, data.class_names, run_dir / "partition.png")
     write_results(
         run_dir,

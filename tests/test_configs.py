@@ -10,11 +10,10 @@ import torch
 from hydra.utils import get_class, get_method
 from tiny import rng
 
+from fl_cmi.checks import check, check_distillation
 from fl_cmi.compose import (
     Clients,
     build,
-    check,
-    check_distillation,
     compose_config,
     config_folder,
     dataset,
@@ -52,6 +51,8 @@ GROUPS = {
     "strategy",
     "buffers",
     "backend",
+    "compression",
+    "calibration",
     "method",
     "experiment",
 }
@@ -191,6 +192,23 @@ def test_buffers(name: str) -> None:
 @pytest.mark.parametrize("name", names("backend"))
 def test_backend(name: str) -> None:
     assert callable(build(composed("backend", name)["backend"], "backend").run)
+
+
+@pytest.mark.parametrize("name", names("compression"))
+def test_compression(name: str) -> None:
+    node = composed("compression", name)["compression"]
+    assert (not node) is (name == "none")
+    if node:
+        assert callable(build(node, "compression"))
+
+
+@pytest.mark.parametrize("name", names("calibration"))
+def test_calibration(name: str) -> None:
+    config = compose_config(["data=synthetic", f"calibration={name}", "run_dir=here"], "compress")
+    source = build(config["calibration"], "calibration")
+    assert callable(source)
+    assert source.data_free is (name != "real")
+    assert build(config["calibrate"], "calibrate").batches >= 1
 
 
 @pytest.mark.parametrize("name", names("experiment"))

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from fl_cmi.compose import build, check_distillation, compose_config, make_model
+from fl_cmi.checks import check_distillation
+from fl_cmi.compose import build, compose_config, make_model
 from fl_cmi.distill import run
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.types import Task, Teacher

@@ -1,8 +1,10 @@
 """Teach the pool to the student."""
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from fl_cmi.augment import Augment, Identity
 from fl_cmi.bank import Draws
 from fl_cmi.batchnorm import classifier_input
 from fl_cmi.distillation.kl import KL
+from fl_cmi.distillation.layers import layer_outputs
 from fl_cmi.distillation.loss import Answers, DistillLoss
 from fl_cmi.distillation.perturb import Perturb
 from fl_cmi.distillation.targets import Fresh, Targets
@@ -35,12 +38,14 @@ class Distiller:
         targets: What the student reproduces.
         augment: Applied to each batch before the student (and a fresh teacher) sees it.
         mixup: Share of the batches, in [0, 1], whose images are blended with another image of the batch, by a factor
-            ~ U(0, 1) each; the ensemble labels the blends. They fill the space between the clients' classes, on
+            each; the ensemble labels the blends. They fill the space between the clients' classes, on
             which no client alone has an opinion (after Zhang et al. 2018, arXiv 1710.09412; labels by the teacher as
             in Beyer et al. 2022, arXiv 2106.05237).
         perturb: Moves each batch, augmented, before student and teachers see it (Co-Boosting); None leaves it alone.
         clip: Longest gradient of the student, by its 2-norm, > 0; longer ones are scaled down. None: as they are.
         round_decay: Factor, in (0, 1], of the learning rate from round to round.
+        blend: The factor's distribution: `uniform` on [0, 1], or `arcsine`, which is Beta(1/2, 1/2) and mostly leaves
+            one of the two images visible (The Knowledge Within).
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class Distiller:
         perturb: Perturb | None = None,
         clip: float | None = None,
         round_decay: float = 1.0,
+        blend: Literal["uniform", "arcsine"] = "uniform",
     ) -> None:
         if not isinstance(batch_size, int) or batch_size < 2:
             raise ConfigError(
@@ -72,7 +78,9 @@ class Distiller:
             raise ConfigError(
                 "distiller.mixup", mixup, f"0, because loss={self.loss} tells single images apart"
             )
-        self.mixup = mixup
+        if blend not in ("uniform", "arcsine"):
+            raise ConfigError("distiller.blend", blend, "uniform or arcsine")
+        self.mixup, self.blend = mixup, blend
         self.make_optimizer, self.schedule = optimizer, schedule
         self.batch_size = batch_size
         self.targets: Targets = Fresh() if targets is None else targets
@@ -148,18 +156,23 @@ class Lesson:
             aims = F.one_hot(batch.y, ensemble.num_classes).float()
         mixed = d.mixup > 0 and bool(torch.rand((), generator=rng) < d.mixup)
         if mixed:
-            x, aims = blend(x, aims, rng)
+            x, aims = blend(x, aims, rng, d.blend == "arcsine")
         x = d.augment(x.to(device), rng)
         if d.perturb is not None:
             x = d.perturb(ensemble, x, rng)
         stale = mixed or d.perturb is not None
         cached = None if stale or labels is None else labels.to(device)
         watched = list(ensemble.models) if d.loss.needs_features else []
-        with watching(watched) as taught, torch.no_grad():
+        layered = list(ensemble.models) if d.loss.needs_layers else []
+        with watching(watched) as taught, watching(layered, layer_outputs) as taught_layers, torch.no_grad():
             target = d.targets(ensemble, x, cached, None if aims is None else aims.to(device))
-            if not all(taught):  # the targets came from the cache
+            if not all(taught) or not all(taught_layers):  # the targets came from the cache
                 ensemble.logits(x)
-        with watching([self.student] if d.loss.needs_features else []) as learnt:
+        own = [self.student]
+        with (
+            watching(own if d.loss.needs_features else []) as learnt,
+            watching(own if d.loss.needs_layers else [], layer_outputs) as learnt_layers,
+        ):
             logits = self.student(x)
         return Answers(
             target,
@@ -169,6 +182,8 @@ class Lesson:
             None if mixed or batch.pool is None else batch.index,
             None if mixed or batch.y is None else batch.y.to(device),
             None if mixed else batch.pool,
+            learnt_layers[0] if learnt_layers else (),
+            taught_layers,
         )
 
     def begin(self, answers: Answers, rng: torch.Generator) -> None:
@@ -181,10 +196,13 @@ class Lesson:
 
 
 @contextmanager
-def watching(models: Sequence[nn.Module]) -> Iterator[list[list[Tensor]]]:
-    """Collect what the classifier of each model sees, one list per model with an entry per forward pass."""
+def watching(
+    models: Sequence[nn.Module],
+    what: Callable[[nn.Module], AbstractContextManager[list[Tensor]]] = classifier_input,
+) -> Iterator[list[list[Tensor]]]:
+    """Collect what the classifier of each model sees, or the outputs of its parts: a list per model."""
     with ExitStack() as stack:
-        yield [stack.enter_context(classifier_input(model)) for model in models]
+        yield [stack.enter_context(what(model)) for model in models]
 
 
 def finite(loss: Tensor, name: str) -> float:
@@ -195,10 +213,17 @@ def finite(loss: Tensor, name: str) -> float:
     return value
 
 
-def blend(x: Tensor, aims: Tensor | None, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
-    """`l x_i + (1 - l) x_j` with j from a permutation of the batch and l ~ U(0, 1) per image; labels likewise."""
+def blend(
+    x: Tensor, aims: Tensor | None, rng: torch.Generator, arcsine: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """`l x_i + (1 - l) x_j` with j from a permutation of the batch and l drawn for each image; labels likewise.
+
+    `l = u ~ U(0, 1)`, or `l = sin^2(pi u / 2)`, which is Beta(1/2, 1/2).
+    """
     other = torch.randperm(len(x), generator=rng)
     share = torch.rand(len(x), 1, generator=rng)
+    if arcsine:
+        share = (math.pi / 2 * share).sin().square()
     wide = share[:, :, None, None].to(x.device)
     blended = wide * x + (1 - wide) * x[other]
     return blended, None if aims is None else share * aims + (1 - share) * aims[other]

@@ -30,6 +30,8 @@ class Answers:
         index: Slots of the images in `pool` (on the CPU); None for images of no pool and for blends of two.
         y: The labels that the images were made for; None where they were made for none, and for blends.
         pool: Where the images come from; None as for `index`.
+        student_layers: Outputs of the student's parts, in order of execution; empty unless the loss needs layers.
+        teacher_layers: The same of each teacher, without gradient.
     """
 
     target: Float[Tensor, "batch classes"]
@@ -39,6 +41,8 @@ class Answers:
     index: Int[Tensor, " batch"] | None = None
     y: Int[Tensor, " batch"] | None = None
     pool: Pool | None = None
+    student_layers: Sequence[Tensor] = ()
+    teacher_layers: Sequence[Sequence[Tensor]] = ()
 
 
 class DistillLoss(Protocol):
@@ -50,6 +54,9 @@ class DistillLoss(Protocol):
 
     needs_features: bool = False
     """Whether features are needed. Those of the teachers cost a forward pass where the targets come from a cache."""
+
+    needs_layers: bool = False
+    """Whether outputs of the models' parts are needed; as costly as features."""
 
     needs_pool: bool = False
     """Whether images must come from a pool, as they are: the loss tells them apart by slot or by label."""

@@ -32,6 +32,7 @@ class Sum(DistillLoss):
         if not self.losses:
             raise ConfigError("distiller.loss.weights", self.weights, "at least one weight > 0")
         self.needs_features = any(loss.needs_features for loss in self.losses.values())
+        self.needs_layers = any(loss.needs_layers for loss in self.losses.values())
         self.needs_pool = any(loss.needs_pool for loss in self.losses.values())
 
     def begin(self, answers: Answers, rng: torch.Generator) -> Iterable[nn.Parameter]:

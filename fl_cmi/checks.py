@@ -1,0 +1,89 @@
+"""Whether a configuration makes sense as a whole, before anything is built from it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from fl_cmi.nodes import check_nodes
+from fl_cmi.types import ConfigError
+
+__all__ = ["check", "check_distillation", "check_integer", "pick_device"]
+
+Config = dict[str, Any]
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError for a top-level value of a federated run that is out of range."""
+    refuse(config, ("teacher", "threads"), "distill")
+    check_integer(config, "seed", None)
+    check_integer(config, "rounds", 1)
+    check_integer(config, "num_clients", 1)
+    check_integer(config, "held_out", 0)
+    check_integer(config, "clients_per_round", 1, optional=True)
+    check_integer(config, "server_threads", 1, optional=True)
+    check_integer(config, "client_threads", 1)
+    if (config["clients_per_round"] or 1) > config["num_clients"]:
+        most = f"at most {config['num_clients']} clients"
+        raise ConfigError("clients_per_round", config["clients_per_round"], most)
+    if config["on_client_failure"] not in ("fail", "drop"):
+        raise ConfigError("on_client_failure", config["on_client_failure"], "fail or drop")
+    for key in ("share_label_counts", "own_tests", "save_pool"):
+        if not isinstance(config[key], bool):
+            raise ConfigError(key, config[key], "true or false")
+    pick_device(config["device"])
+    check_nodes(config)
+
+
+def check_distillation(config: Config) -> None:
+    """Raise ConfigError for a value of an un-federated run that is out of range."""
+    refuse(config, ("partition", "teachers", "strategy", "rounds", "num_clients"), "simulate")
+    check_integer(config, "seed", None)
+    check_integer(config, "threads", 1, optional=True)
+    checkpoint, train = config["teacher"]["checkpoint"], config["teacher"]["train"]
+    if checkpoint is not None and not isinstance(checkpoint, str):
+        raise ConfigError("teacher.checkpoint", checkpoint, "a .safetensors file, or null")
+    if train not in (None, True, False):
+        raise ConfigError(
+            "teacher.train", train, "true, false, or null for true where no checkpoint is given"
+        )
+    if train is (checkpoint is not None):
+        given = "without" if checkpoint is None else "with"
+        raise ConfigError(
+            "teacher.train", train, f"the contrary, {given} teacher.checkpoint: exactly one of the two"
+        )
+    pick_device(config["device"])
+    check_nodes(config)
+
+
+def refuse(config: Config, keys: Sequence[str], program: str) -> None:
+    """Raise ConfigError for a top-level key that only another program reads; a preset of its may bring it."""
+    for key in keys:
+        if key in config:
+            raise ConfigError(
+                key, "...", f"nothing here; it is for python -m fl_cmi.{program}, as are its presets"
+            )
+
+
+def check_integer(config: Config, key: str, least: int | None, optional: bool = False) -> None:
+    """Raise ConfigError unless the top-level value is an integer of at least `least`, or null where `optional`."""
+    value = config[key]
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
+        raise ConfigError(key, value, "an integer" + ("" if least is None else f" >= {least}"))
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise ConfigError("device", name, "auto, cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device", name, "auto or cpu, because this machine has no CUDA device")
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError("device", name, "auto, cpu or cuda")
+    return device

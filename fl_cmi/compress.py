@@ -1,0 +1,209 @@
+"""`python -m fl_cmi.compress`: a trained model at int8 or at fewer bits, without data.
+
+python -m fl_cmi.compress run_dir=outputs/.../... synthesizer=kw_bns            # images inverted from the model
+python -m fl_cmi.compress run_dir=outputs/.../... calibration=pool kd=true compression.w=4
+python -m fl_cmi.compress model=resnet8 model.checkpoint=model.safetensors compression=int8
+"""
+
+import json
+import os
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from safetensors.torch import save_file
+
+from fl_cmi.checks import pick_device
+from fl_cmi.command import discard, fail
+from fl_cmi.compose import Config, build, config_folder, dataset, make_model, plain_config, task
+from fl_cmi.compression.stage import FineTuning, Stage, alone
+from fl_cmi.data.dataset import Dataset
+from fl_cmi.models.checkpoint import load_weights
+from fl_cmi.nodes import check_nodes
+from fl_cmi.report.compression import print_compression
+from fl_cmi.report.progress import Progress
+from fl_cmi.report.summary import commit, versions, write_json
+from fl_cmi.synthesis.noise import Noise
+from fl_cmi.types import ConfigError
+
+__all__ = ["adopted", "main", "run"]
+
+ADOPTED = ("data", "model", "augment")
+"""What a finished run decides."""
+
+
+def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, Any]:
+    """One compression, from a plain configuration to a folder of results; returns what `summary.json` holds.
+
+    Raises:
+        ConfigError: For a user's mistake, before anything is written.
+        FloatingPointError: If a loss is not finite.
+    """
+    start = time.perf_counter()
+    check(config)
+    progress = Progress()
+    torch.set_num_threads(config["threads"] or os.cpu_count() or 1)
+    seed, device = config["seed"], pick_device(config["device"])
+    with progress.phase("setup"):
+        data = dataset(config)
+        what = task(data)
+        node = {key: value for key, value in config["model"].items() if key != "checkpoint"}
+        model = make_model(node, what, seed)
+        load_weights(model, *checkpoint(config))
+        teacher = alone(model.eval()).to(device)
+        compressor = build(config["compression"], "compression")
+        source = build(config["calibration"], "calibration")
+        compressor.check(model)
+        source.check(teacher)
+        tuning = fine_tuning(config, source) if config["kd"] else None
+        if tuning is not None and not compressor.trainable:
+            name = type(compressor).__name__
+            raise ConfigError(
+                "kd", "true", f"false, because compression={name} cannot be trained; low_bit can"
+            )
+        calibrate = build(config["calibrate"], "calibrate")
+        stage = Stage(compressor, calibrate, what, data.test, seed, device, tuning)
+    with progress.phase("images"):
+        pool = source(teacher, what, data.train, seed)
+    with progress.phase("compression"):
+        measured = stage(teacher, pool, run_dir)
+    summary = {
+        **measured,
+        "calibration": {**described(config, data), "images": len(pool), "data_free": source.data_free},
+        "run_dir": config["run_dir"],
+        "command": command,
+        "seed": seed,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "commit": commit(),
+        "versions": versions(),
+        "config": config,
+        "seconds": {**progress.seconds, "total": time.perf_counter() - start},
+    }
+    if config["save_pool"]:
+        save_file(pool.tensors(), run_dir / "pool.safetensors")
+    write_json(run_dir / "summary.json", summary)
+    return summary
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError for a value out of range."""
+    for key, least, optional in (("seed", None, False), ("steps", 0, False), ("threads", 1, True)):
+        value = config[key]
+        if value is None and optional:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
+            raise ConfigError(key, value, "an integer" + ("" if least is None else f" >= {least}"))
+    for key in ("kd", "save_pool"):
+        if not isinstance(config[key], bool):
+            raise ConfigError(key, config[key], "true or false")
+    if config["freeze_batch_norm"] not in (None, True, False):
+        raise ConfigError("freeze_batch_norm", config["freeze_batch_norm"], "true, false or null")
+    if not config["compression"]:
+        raise ConfigError("compression", "none", "low_bit, w4a8 or int8")
+    checkpoint(config)
+    check_nodes(config)
+
+
+def checkpoint(config: Config) -> tuple[str, str]:
+    """The file of the trained weights, and the key that named it."""
+    run_dir, own = config["run_dir"], config["model"].get("checkpoint")
+    if (run_dir is None) == (own is None):
+        why = "the folder of a finished simulation, or else model.checkpoint=...: exactly one of the two"
+        raise ConfigError("run_dir", run_dir, why)
+    if own is not None:
+        return str(own), "model.checkpoint"
+    return str(Path(run_dir).expanduser() / "student.safetensors"), "run_dir"
+
+
+def fine_tuning(config: Config, source: Any) -> FineTuning:
+    """Self-distillation as configured; noise would spoil batch norm's statistics."""
+    freeze = config["freeze_batch_norm"]
+    if freeze is None:
+        freeze = isinstance(getattr(source, "synthesizer", None), Noise)
+    return FineTuning(build(config["distiller"], "distiller"), config["steps"], freeze)
+
+
+def described(config: Config, data: Dataset) -> dict[str, Any]:
+    """Where the images come from, in a few words."""
+    node = config["calibration"]
+    terms = node.get("synthesizer", {}).get("inversion", {}).get("terms", {})
+    return {
+        "source": str(node["_target_"]).rsplit(".", 1)[-1],
+        "synthesizer": node.get("synthesizer", {}).get("_target_", "").rsplit(".", 1)[-1] or None,
+        "terms": [name for name, term in terms.items() if term.get("weight", 1) != 0],
+        "data": data.name,
+    }
+
+
+def adopted(config: DictConfig) -> DictConfig:
+    """The configuration with data, model and augmentation of the finished run at `run_dir`.
+
+    Raises:
+        ConfigError: There is no finished run.
+    """
+    if config.run_dir is None:
+        return config
+    path = Path(config.run_dir).expanduser() / "summary.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["config"]
+        chosen = {key: found[key] for key in ADOPTED}
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            "run_dir", config.run_dir, f"the folder of a finished simulation ({error})"
+        ) from error
+    own = config.model.checkpoint
+    with open_dict(config):
+        for key, value in chosen.items():
+            config[key] = OmegaConf.create(value)
+        config.model.checkpoint = own
+    return config
+
+
+def job(config: DictConfig) -> float:
+    """Hydra's task function: one run in the folder that Hydra made for it."""
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    overrides = HydraConfig.get().overrides.task
+    try:
+        refuse_twice(config, overrides)
+        command = shlex.join(["python", "-m", "fl_cmi.compress", *overrides])
+        summary = run(plain_config(adopted(config)), run_dir, command)
+    except ConfigError as error:
+        discard(run_dir)
+        # Hydra lets SystemExit through; of an exception it would print lines of its own.
+        fail(str(error), 2)
+    except FloatingPointError as error:
+        fail(str(error), 1)
+    print_compression(summary, Console())
+    print(run_dir.resolve(), flush=True)
+    return float(summary["student"]["accuracy_last"])
+
+
+def refuse_twice(config: DictConfig, overrides: Any) -> None:
+    """Raise ConfigError for data or a model beside `run_dir`, which decides both."""
+    for override in overrides if config.run_dir is not None else ():
+        key, _, value = str(override).lstrip("+~").partition("=")
+        if key.split(".")[0] in ADOPTED and key != "model.checkpoint":
+            raise ConfigError(key, value, "nothing, because run_dir brings data and model")
+
+
+def main() -> None:
+    """The command line: exit code 0, 2 for a user's mistake (one line on standard error), 1 for a failed run."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    program = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="compress")(job)
+    try:
+        program()
+    except (HydraException, OmegaConfBaseException) as error:
+        fail(" ".join(str(error).split()), 2)
+
+
+if __name__ == "__main__":
+    main()

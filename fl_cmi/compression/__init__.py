@@ -1,0 +1,1 @@
+"""Compress a trained model without data."""

@@ -1,0 +1,45 @@
+"""What makes a small model of a large one."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+__all__ = ["Compressor"]
+
+
+class Compressor(Protocol):
+    """A way to compress a trained model.
+
+    Attributes:
+        executed: Whether the machine computes with the bits that are reported; else they are simulated, and only
+            accuracy and size mean anything.
+        trainable: Whether the small model can be fine-tuned.
+    """
+
+    executed: bool
+    trainable: bool
+
+    def check(self, model: nn.Module) -> None:
+        """Raise ConfigError where the model, or this environment, lacks what this needs."""
+        ...
+
+    def __call__(
+        self, model: nn.Module, batches: Iterable[Float[Tensor, "_ channels height width"]]
+    ) -> nn.Module:
+        """A small copy of `model`, in eval mode, calibrated on images in [0, 1]."""
+        ...
+
+    def predictor(self, small: nn.Module) -> Callable[[Tensor], Tensor]:
+        """Logits of images in [0, 1], as the small model is run."""
+        ...
+
+    def save(self, small: nn.Module, folder: Path) -> list[Path]:
+        """Write it; the first file is the one that counts."""
+        ...
+
+    def describe(self, small: nn.Module) -> dict[str, Any]:
+        """Bits, for the summary."""
+        ...

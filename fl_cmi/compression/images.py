@@ -1,0 +1,155 @@
+"""Where the images come from that a model is calibrated and fine-tuned on."""
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from fl_cmi.bank import Pool
+from fl_cmi.ensemble import Ensemble
+from fl_cmi.rng import stream
+from fl_cmi.synthesis.synthesizers import Synthesizer
+from fl_cmi.types import ConfigError, Images, Task
+
+__all__ = ["Real", "Saved", "Source", "Synthesized"]
+
+
+class Source(Protocol):
+    """Makes the set of images.
+
+    Attributes:
+        data_free: Whether nobody's image is looked at.
+    """
+
+    data_free: bool
+
+    def check(self, teacher: Ensemble) -> None:
+        """Raise ConfigError where the teacher lacks what this needs."""
+        ...
+
+    def __call__(self, teacher: Ensemble, task: Task, real: Images, seed: int) -> Pool:
+        """The images, with the teacher's labels.
+
+        Args:
+            teacher: The model that is to be compressed, as an ensemble of one.
+            task: What it fits.
+            real: Training images; only the control looks at them.
+            seed: Of the run.
+        """
+        ...
+
+
+def checked(number: int, least: int = 1) -> int:
+    """A number of images.
+
+    Raises:
+        ConfigError: If it is none.
+    """
+    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+        raise ConfigError("calibration.images", number, f"an integer >= {least}")
+    return number
+
+
+class Synthesized:
+    """Images inverted from the model itself, by any synthesizer.
+
+    BNS, Inception and both of The Knowledge Within; CMI and its kin; Gaussian noise, the control.
+
+    Args:
+        synthesizer: Makes a batch at a time.
+        images: Number of images, >= 1; the last batch may leave some over.
+    """
+
+    data_free = True
+
+    def __init__(self, synthesizer: Synthesizer, images: int = 2048) -> None:
+        self.synthesizer, self.images = synthesizer, checked(images)
+
+    def check(self, teacher: Ensemble) -> None:
+        """As the synthesizer's terms: statistics need batch norm."""
+        self.synthesizer.check(teacher)
+
+    def __call__(self, teacher: Ensemble, task: Task, real: Images, seed: int) -> Pool:
+        """Batches until there are enough; a stream for each."""
+        pool, number = Pool(self.images), 0
+        while pool.written < self.images:
+            rng = stream(seed, "compression", "synthesis", number)
+            made = self.synthesizer(teacher, teacher.models[0], task, rng)
+            rest = self.images - pool.written
+            pool.add(made.x[:rest], made.y[:rest], teacher.label(made.x[:rest]))
+            number += 1
+        return pool
+
+
+class Saved:
+    """The synthetic pool that a run has saved.
+
+    Args:
+        path: `pool.safetensors` with `pixels` (uint8), `targets`, `labels` (log-probabilities) and `clients`.
+        images: Images kept at most, those of the highest slots; None: all.
+    """
+
+    data_free = True
+
+    def __init__(self, path: str, images: int | None = None) -> None:
+        self.path, self.images = path, None if images is None else checked(images)
+
+    def check(self, teacher: Ensemble) -> None:
+        """The file must be there."""
+        if not Path(self.path).expanduser().is_file():
+            raise ConfigError("calibration.path", self.path, "a pool.safetensors (simulate save_pool=true)")
+
+    def __call__(self, teacher: Ensemble, task: Task, real: Images, seed: int) -> Pool:
+        """The images and the labels that they were aimed at; cached log-probabilities are the model's own."""
+        key = "calibration.path"
+        try:
+            found = load_file(Path(self.path).expanduser())
+            x, y = found["pixels"], found["targets"]
+        except (SafetensorError, OSError, KeyError) as error:
+            raise ConfigError(key, self.path, f"a pool with pixels and targets ({error})") from error
+        if len(x) == 0:
+            raise ConfigError(key, self.path, "a pool with at least one image")
+        if tuple(x.shape[1:]) != tuple(task.shape) or x.dtype != torch.uint8:
+            raise ConfigError(
+                key, self.path, f"uint8 images of {task.shape}, not {tuple(x.shape[1:])} {x.dtype}"
+            )
+        kept = len(x) if self.images is None else min(self.images, len(x))
+        return labelled(Images(x[-kept:], y[-kept:], task.num_classes), teacher)
+
+
+class Real:
+    """Training images, equally many of each class as far as they go: the upper control, which is not data-free.
+
+    Args:
+        images: Number of images, >= 1; the number of classes is the control of one image a class.
+    """
+
+    data_free = False
+
+    def __init__(self, images: int = 2048) -> None:
+        self.images = checked(images)
+
+    def check(self, teacher: Ensemble) -> None:
+        """Any model will do."""
+
+    def __call__(self, teacher: Ensemble, task: Task, real: Images, seed: int) -> Pool:
+        """Drawn without replacement, class by class in turn."""
+        order = torch.randperm(len(real), generator=stream(seed, "compression", "real"))
+        y = real.y[order]
+        rank = torch.zeros(len(y), dtype=torch.int64)
+        for c in y.unique():
+            mine = y == c
+            rank[mine] = torch.arange(int(mine.sum()))
+        chosen = order[rank.argsort(stable=True)[: self.images]]
+        return labelled(real.subset(chosen), teacher)
+
+
+def labelled(images: Images, teacher: Ensemble, batch_size: int = 500) -> Pool:
+    """A pool of the images, with the teacher's log-probabilities."""
+    pool = Pool(len(images))
+    for at in torch.arange(len(images)).split(batch_size):
+        x = images.pixels(at).to(teacher.num_examples_K.device)
+        pool.add(x, images.y[at], teacher.label(x))
+    return pool

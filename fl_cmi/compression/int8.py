@@ -1,0 +1,202 @@
+"""int8 that the machine computes with: PyTorch's export path (PT2E) with torchao's quantizer for x86.
+
+torchao is imported only here, when it is asked for: `pip install 'fl_cmi[compression]'`.
+"""
+
+import copy
+import importlib
+import io
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from fl_cmi.compression.onnx_export import save_onnx
+from fl_cmi.types import ConfigError, Shape
+
+__all__ = ["Executable", "Int8", "load_int8"]
+
+LARGEST_BATCH = 4096
+"""Of the exported graph; larger batches are split by whoever calls it."""
+
+
+class Int8:
+    """8-bit weights, symmetric per channel, and 8-bit activations, per tensor; batch norm is folded before.
+
+    Ranges are found by torchao's observers, by its histogram for activations, and not by the mean of the samples'
+    extremes. Layers without an int8 kernel stay in floating point.
+
+    Args:
+        onnx: Whether the int8 graph is written as `int8.onnx` too, and checked with onnxruntime.
+    """
+
+    executed = True
+    trainable = False
+
+    def __init__(self, onnx: bool = False) -> None:
+        self.onnx = onnx
+
+    def check(self, model: nn.Module) -> None:
+        """The extra must be installed."""
+        needed = ("torchao", "onnx", "onnxscript", "onnxruntime") if self.onnx else ("torchao",)
+        for name in needed:
+            require(name, "compression.onnx=true" if name != "torchao" else "compression=int8")
+
+    def __call__(
+        self, model: nn.Module, batches: Iterable[Float[Tensor, "_ channels height width"]]
+    ) -> nn.Module:
+        """Export, observe, convert."""
+        self.check(model)
+        iterator: Iterator[Tensor] = iter(batches)
+        first = next(iterator, None)
+        if first is None or not len(first):
+            raise ConfigError("calibration", 0, "at least one image to calibrate on")
+        with torch.no_grad(), quiet():
+            pt2e = importlib.import_module("torchao.quantization.pt2e.quantize_pt2e")
+            x86 = importlib.import_module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
+            quantizer = x86.X86InductorQuantizer()
+            quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
+            # A batch of 1 would be taken for a constant.
+            example = first[:1].cpu().repeat(2, 1, 1, 1)
+            graph = exported(copy.deepcopy(model).cpu().eval(), example).module()
+            observed = pt2e.prepare_pt2e(graph, quantizer)
+            observed(first.cpu())
+            for x in iterator:
+                observed(x.cpu())
+            converted = pt2e.convert_pt2e(observed)
+        return pruned(converted)
+
+    def predictor(self, small: nn.Module) -> "Executable":
+        """The graph with oneDNN's int8 kernels."""
+        return Executable(small)
+
+    def save(self, small: nn.Module, folder: Path) -> list[Path]:
+        """`int8.pt2` and, where wanted, `int8.onnx`."""
+        paths = [folder / "int8.pt2"]
+        shape = image_shape(small)
+        save_int8(small, shape, paths[0])
+        if self.onnx:
+            paths.append(folder / "int8.onnx")
+            save_onnx(small, shape, paths[1], tolerance=0.1)
+        return paths
+
+    def describe(self, small: nn.Module) -> dict[str, Any]:
+        """8 bits, and how many layers compute with them."""
+        return {"w": 8, "a": 8, "ends": 8, "int8_kernels": Executable(small).kernels(image_shape(small))}
+
+
+def require(name: str, what: str) -> None:
+    """Import a module of the extra.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    try:
+        with quiet():
+            importlib.import_module(name)
+    except ImportError as error:
+        key, _, value = what.partition("=")
+        reason = (
+            f"another one, or pip install 'fl_cmi[compression]' first, because {name} is missing ({error})"
+        )
+        raise ConfigError(key, value, reason) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what torchao and the exporters warn of: their own plans."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def exported(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    """The graph of a model, for any batch size."""
+    batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
+    return torch.export.export(model, (example,), dynamic_shapes=({0: batch},))
+
+
+def pruned(graph: GraphModule) -> GraphModule:
+    """Without the weights in floating point that the graph no longer reads."""
+    used = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
+    for name in [*dict(graph.named_parameters()), *dict(graph.named_buffers())]:
+        if name not in used:
+            owner, _, leaf = name.rpartition(".")
+            delattr(graph.get_submodule(owner), leaf)
+    return graph
+
+
+def image_shape(graph: nn.Module) -> Shape:
+    """Of the images that an exported graph was made for."""
+    assert isinstance(graph, GraphModule)
+    placeholder = next(node for node in graph.graph.nodes if node.op == "placeholder")
+    channels, height, width = placeholder.meta["val"].shape[1:]
+    return int(channels), int(height), int(width)
+
+
+def save_int8(graph: nn.Module, shape: Shape, path: Path) -> None:
+    """Write an exported graph, deflated and without example images; `torch.export.load` reads it."""
+    with torch.no_grad(), quiet():
+        program = exported(graph, torch.zeros(2, *shape))
+        program._example_inputs = None
+        raw = io.BytesIO()
+        torch.export.save(program, raw)
+    with zipfile.ZipFile(raw) as stored, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for entry in stored.infolist():
+            packed.writestr(entry.filename, stored.read(entry))
+
+
+def load_int8(path: Path) -> nn.Module:
+    """The graph that `Int8` wrote; `Executable` runs it."""
+    require("torchao", "compression=int8")  # defines the operators
+    try:
+        with quiet():
+            return torch.export.load(path).module()
+    except (OSError, RuntimeError, zipfile.BadZipFile) as error:
+        raise ConfigError("checkpoint", path, f"an int8.pt2 of compression=int8 ({error})") from error
+
+
+class Executable:
+    """A quantized graph with its pairs of (de)quantization and layer replaced by oneDNN's int8 kernels.
+
+    The replacement holds for one batch size, so it is done for each when it is first met.
+
+    Args:
+        graph: Of `Int8`, or loaded.
+    """
+
+    def __init__(self, graph: nn.Module) -> None:
+        self.graph = graph
+        self.lowered: dict[int, Callable[[Tensor], Tensor]] = {}
+
+    @torch.no_grad()
+    def __call__(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+        """Logits, computed on the CPU."""
+        x = x.cpu()
+        if len(x) not in self.lowered:
+            self.lowered[len(x)] = self.lower(x)
+        return self.lowered[len(x)](x)
+
+    def lower(self, x: Tensor) -> GraphModule:
+        """The graph of one batch size."""
+        lowering = importlib.import_module("torchao.quantization.pt2e.lowering")
+        with torch.no_grad(), quiet():
+            lowered: GraphModule = lowering.lower_pt2e_quantized_to_x86(self.graph, (x,))
+        # The int8 kernels give channels-last maps, which a view may not fit.
+        for node in lowered.graph.nodes:
+            if node.target == torch.ops.aten.view.default:
+                node.target = torch.ops.aten.reshape.default
+        lowered.recompile()
+        return lowered
+
+    def kernels(self, shape: Shape) -> int:
+        """Layers that run in int8."""
+        graph = self.lower(torch.zeros(2, *shape)).graph
+        return sum("onednn" in str(node.target) for node in graph.nodes)

@@ -1,0 +1,124 @@
+"""Compress one model: images, calibration, fine-tuning, and what came of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from fl_cmi.bank import Pool
+from fl_cmi.compression.calibration import Calibration
+from fl_cmi.compression.compressor import Compressor
+from fl_cmi.compression.finetune import fine_tune
+from fl_cmi.compression.latency import latency_ms
+from fl_cmi.distillation.distiller import Distiller
+from fl_cmi.ensemble import Ensemble
+from fl_cmi.evaluate import accuracy, predict
+from fl_cmi.rng import stream
+from fl_cmi.types import Images, Task, Teacher
+
+__all__ = ["FineTuning", "Stage", "alone"]
+
+
+def alone(model: nn.Module) -> Ensemble:
+    """A model as its own teacher: an ensemble of one, of whose training images nothing is known."""
+    return Ensemble([Teacher(0, 1, None, model)])
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """Self-distillation after calibration.
+
+    Args:
+        distiller: Loss, optimizer, rates, mixup.
+        steps: Steps.
+        freeze_batch_norm: Whether batch norm keeps its running statistics.
+    """
+
+    distiller: Distiller
+    steps: int
+    freeze_batch_norm: bool
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The last stage of a run: from a trained model to a small one, with images of any origin.
+
+    Args:
+        compressor: Makes the small model.
+        calibration: Shows it images.
+        task: What the model fits.
+        test: Test images, for reporting only.
+        seed: Of the run.
+        device: Where to compute; latency is that of the CPU.
+        tuning: Or None for calibration alone.
+        measure_latency: Whether calls are timed.
+    """
+
+    compressor: Compressor
+    calibration: Calibration
+    task: Task
+    test: Images
+    seed: int
+    device: torch.device
+    tuning: FineTuning | None = None
+    measure_latency: bool = True
+
+    def __call__(self, teacher: Ensemble, pool: Pool, folder: Path) -> dict[str, Any]:
+        """Compress the one model of `teacher`, write it into `folder`, and measure.
+
+        Returns:
+            `model`, `student`, `compression`, `drop` (accuracy lost) and `ratio` (of file sizes), for the summary.
+        """
+        model = teacher.models[0].eval()
+        images = self.calibration.images(pool, self.stream("calibration"), self.device)
+        small = self.compressor(model, images)
+        calibrated, loss = self.accuracy(self.compressor.predictor(small)), None
+        if self.tuning is not None:
+            how = self.tuning
+            rng = self.stream("fine-tuning")
+            loss = fine_tune(small, teacher, pool, how.distiller, how.steps, how.freeze_batch_norm, rng)
+        after = calibrated if loss is None else self.accuracy(self.compressor.predictor(small))
+        folder.mkdir(parents=True, exist_ok=True)
+        files = self.compressor.save(small, folder)
+        before = self.accuracy(model)
+        full = len(to_bytes({name: value.cpu().contiguous() for name, value in model.state_dict().items()}))
+        taken = files[0].stat().st_size
+        return {
+            "model": {
+                "architecture": type(model).__name__,
+                "parameters": sum(value.numel() for value in model.parameters()),
+                "accuracy": before,
+                "bytes": full,
+                "latency_ms": self.latency(model.cpu()),
+            },
+            "student": {
+                "accuracy_calibrated": calibrated,
+                "accuracy_last": after,
+                "files": [path.name for path in files],
+                "bytes": taken,
+                "latency_ms": self.latency(self.compressor.predictor(small.cpu())),
+            },
+            "compression": {
+                **self.compressor.describe(small),
+                "executed": self.compressor.executed,
+                "kd": None if self.tuning is None else {"steps": self.tuning.steps, "loss": loss},
+            },
+            "drop": before - after,
+            "ratio": full / taken,
+        }
+
+    def stream(self, what: str) -> torch.Generator:
+        """A random stream of this stage."""
+        return stream(self.seed, "compression", what)
+
+    def accuracy(self, model: Callable[[Tensor], Tensor]) -> float:
+        """On the test images."""
+        return accuracy(predict(model, self.test, self.device), self.test)
+
+    def latency(self, model: Callable[[Tensor], Tensor]) -> dict[str, float] | None:
+        """Milliseconds by batch size."""
+        return latency_ms(model, self.task.shape) if self.measure_latency else None

@@ -1,0 +1,48 @@
+"""The last step of a simulation, where wanted: the global model at fewer bits, by the pool that taught it."""
+
+from pathlib import Path
+from typing import Any
+
+from fl_cmi.augment import Augment
+from fl_cmi.bank import Pool
+from fl_cmi.compression.calibration import Calibration
+from fl_cmi.compression.compressor import Compressor
+from fl_cmi.compression.stage import Stage, alone
+from fl_cmi.flower.strategies import FedCmi
+from fl_cmi.sides import ServerSide
+from fl_cmi.types import ConfigError, State
+
+__all__ = ["check_last_step", "last_step"]
+
+BATCHES = 20
+"""Of calibration, 256 images each."""
+
+
+def check_last_step(compressor: Compressor, side: ServerSide, strategy: Any) -> None:
+    """Raise ConfigError, before any client trains, where the last step could not be taken."""
+    if not isinstance(strategy, FedCmi):
+        why = "none, because only strategy=fed_cmi makes synthetic images (see python -m fl_cmi.compress)"
+        raise ConfigError("compression", type(compressor).__name__, why)
+    compressor.check(side.student())
+
+
+def last_step(
+    compressor: Compressor, augment: Augment, student: State, side: ServerSide, pool: Pool, run_dir: Path
+) -> dict[str, Any]:
+    """Compress the global model by calibration alone; what came of it, for the summary.
+
+    Args:
+        compressor: Makes the small model.
+        augment: As in the training on the pool.
+        student: The global model.
+        side: What the server knows.
+        pool: Synthetic images.
+        run_dir: Where the small model is written.
+    """
+    model = side.student()
+    model.load_state_dict(student)
+    stage = Stage(
+        compressor, Calibration(BATCHES, augment=augment), side.task, side.test, side.seed, side.device
+    )
+    with side.progress.phase("compression"):
+        return stage(alone(model).to(side.device), pool, run_dir)

@@ -1,0 +1,58 @@
+"""What a compression says in the end."""
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fl_cmi.report.units import byte_size, percent
+
+__all__ = ["print_compression", "report_line"]
+
+
+def report_line(summary: dict[str, Any]) -> str:
+    """A line of bits, size and accuracy, such as `W4A8 simulated: 83.10 % -> 82.95 %, 97.2 kB -> 13.4 kB (7.3 x)`."""
+    bits, model, student = summary["compression"], summary["model"], summary["student"]
+    how = "int8 kernels" if bits["executed"] else "simulated"
+    how += ", fine-tuned" if bits["kd"] else ""
+    return (
+        f"W{bits['w']}A{bits['a']} {how}: {percent(model['accuracy'])} -> {percent(student['accuracy_last'])},"
+        f" {byte_size(model['bytes'])} -> {byte_size(student['bytes'])} ({summary['ratio']:.1f} x)"
+    )
+
+
+def print_compression(summary: dict[str, Any], console: Console) -> None:
+    """Print the model before and after, and where the images came from.
+
+    Args:
+        summary: As `python -m fl_cmi.compress` wrote it.
+        console: Where to.
+    """
+    bits, model, student = summary["compression"], summary["model"], summary["student"]
+    images = summary["calibration"]
+    where = (images["synthesizer"] or images["source"]) + (
+        f" ({', '.join(images['terms'])})" if images["terms"] else ""
+    )
+    control = "" if images["data_free"] else ": real data, a control"
+    console.print()
+    console.print(Text(report_line(summary), style="bold"))
+    console.print(Text(f"calibrated on {images['images']:,} images, {where}{control}", style="dim"))
+    console.print()
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
+    for title in ("", "float 32", "compressed"):
+        table.add_column(title, justify="left" if not title else "right")
+    table.add_row("test accuracy", percent(model["accuracy"]), percent(student["accuracy_last"]))
+    if bits["kd"]:
+        table.add_row("calibration only", "", percent(student["accuracy_calibrated"]))
+    table.add_row("file", byte_size(model["bytes"]), byte_size(student["bytes"]))
+    for size in model["latency_ms"] or ():
+        note = "" if bits["executed"] else " (simulation)"
+        table.add_row(
+            f"CPU, batch of {size}",
+            f"{model['latency_ms'][size]:.2f} ms",
+            f"{student['latency_ms'][size]:.2f} ms{note}",
+        )
+    console.print(table)
+    console.print()

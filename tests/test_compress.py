@@ -1,0 +1,227 @@
+"""`python -m fl_cmi.compress`, and compression as the last step of a simulation."""
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from safetensors.torch import load_file
+
+from fl_cmi.compose import compose_config, config_folder, plain_config
+from fl_cmi.compress import adopted, main, run
+from fl_cmi.simulate import run as simulate
+from fl_cmi.types import ConfigError
+
+TINY = [
+    "data=synthetic",
+    "partition.alpha=1.0",
+    "model.width=4",
+    "local.epochs=1",
+    "synthesizer.batch_size=16",
+    "server_threads=1",
+    "schedule={epochs:2,batches:1,steps:4,evaluate_every:1}",
+    "backend=local",
+]
+QUICK = ["threads=1", "calibration.images=40", "calibrate.batches=2", "calibrate.batch_size=16"]
+QUICK += ["synthesizer.inversion.steps=2", "synthesizer.batch_size=20"]
+POOL = [override for override in QUICK if not override.startswith(("synthesizer", "calibration"))]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A simulation with its pool and a last step."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    simulate(compose_config([*TINY, "save_pool=true", "compression=w4a8"]), folder)
+    return folder
+
+
+def config_of(*overrides: str) -> dict[str, Any]:
+    with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+        return plain_config(adopted(hydra.compose("compress", list(overrides))))
+
+
+def compress(folder: Path, *overrides: str) -> dict[str, Any]:
+    return run(config_of(*overrides), folder)
+
+
+def test_the_last_step_of_a_simulation(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text(encoding="utf-8"))
+    compressed = summary["compressed"]
+    assert compressed["compression"]["w"] == 4
+    assert compressed["compression"]["executed"] is False
+    assert compressed["model"]["accuracy"] == summary["student"]["accuracy_last"]
+    assert compressed["student"]["bytes"] == (finished / "compressed.safetensors").stat().st_size
+    pool = load_file(finished / "pool.safetensors")
+    assert set(pool) == {"pixels", "targets", "labels", "clients"}
+    assert pool["pixels"].dtype == torch.uint8
+    assert len(pool["pixels"]) == 32
+
+
+def test_nothing_is_compressed_or_saved_unasked(tmp_path: Path) -> None:
+    assert "compressed" not in simulate(compose_config(TINY), tmp_path)
+    assert not (tmp_path / "pool.safetensors").exists()
+    assert not (tmp_path / "compressed.safetensors").exists()
+
+
+def test_strategies_without_images_have_no_last_step(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"compression=LowBit: none, because only strategy=fed_cmi"):
+        simulate(compose_config([*TINY, "strategy=fedavg", "compression=w4a8"]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "synthesizer=noise",
+        "synthesizer=kw_bns",
+        "synthesizer=kw_inception",
+        "synthesizer=kw_bns_inception",
+        "synthesizer=per_client",
+        "calibration=pool",
+        "calibration=real",
+    ],
+)
+def test_every_set_of_images_calibrates_the_runs_model(choice: str, finished: Path, tmp_path: Path) -> None:
+    overrides = [o for o in (POOL if choice == "calibration=pool" else QUICK)]
+    if choice == "synthesizer=noise":
+        overrides.remove("synthesizer.inversion.steps=2")
+    summary = compress(tmp_path, f"run_dir={finished}", *overrides, choice)
+    assert summary == json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    original = json.loads((finished / "summary.json").read_text(encoding="utf-8"))
+    assert summary["model"]["accuracy"] == original["student"]["accuracy_last"]
+    assert summary["calibration"]["data_free"] is (choice != "calibration=real")
+    assert summary["calibration"]["images"] == (32 if choice == "calibration=pool" else 40)
+    assert summary["student"]["bytes"] == (tmp_path / "compressed.safetensors").stat().st_size
+    assert summary["ratio"] > 1
+    assert summary["drop"] == summary["model"]["accuracy"] - summary["student"]["accuracy_last"]
+    assert set(summary["student"]["latency_ms"]) == {"1", "64"}
+
+
+def test_fine_tuning_and_repeatability(finished: Path, tmp_path: Path) -> None:
+    kd = ["kd=true", "steps=6", "distiller.batch_size=8", "compression.w=2", "compression.a=4"]
+    given = [f"run_dir={finished}", *POOL, "calibration=pool", *kd]
+    one, again = (compress(tmp_path / name, *given) for name in ("a", "b"))
+    assert one["compression"]["kd"] == again["compression"]["kd"]
+    assert one["compression"]["kd"]["steps"] == 6
+    files = [(tmp_path / name / "compressed.safetensors").read_bytes() for name in ("a", "b")]
+    assert files[0] == files[1]
+    compress(tmp_path / "c", *given, "kd=false")
+    assert (tmp_path / "c" / "compressed.safetensors").read_bytes() != files[0]
+
+
+def test_images_can_be_saved_and_used_again(finished: Path, tmp_path: Path) -> None:
+    noise = [o for o in QUICK if o != "synthesizer.inversion.steps=2"] + [
+        "synthesizer=noise",
+        "save_pool=true",
+    ]
+    compress(tmp_path / "a", f"run_dir={finished}", *noise)
+    path = f"calibration.path={tmp_path}/a/pool.safetensors"
+    compress(tmp_path / "b", f"run_dir={finished}", *POOL, "calibration=pool", path)
+    files = [(tmp_path / name / "compressed.safetensors").read_bytes() for name in ("a", "b")]
+    assert files[0] == files[1]
+    assert not (tmp_path / "b" / "pool.safetensors").exists()
+
+
+def test_a_checkpoint_needs_no_run(finished: Path, tmp_path: Path) -> None:
+    given = ["data=synthetic", "model.width=4", f"model.checkpoint={finished}/student.safetensors"]
+    summary = compress(tmp_path, *given, *QUICK)
+    original = json.loads((finished / "summary.json").read_text(encoding="utf-8"))
+    assert summary["model"]["accuracy"] == original["student"]["accuracy_last"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working directory; what Hydra changes for the whole process is put back."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0"))
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    GlobalHydra.instance().clear()
+    yield tmp_path
+    GlobalHydra.instance().clear()
+    for handler in root.handlers:
+        if handler not in before:
+            handler.close()
+    root.handlers = before
+    root.setLevel(level)
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code of `python -m fl_cmi.compress` with these arguments."""
+    monkeypatch.setattr("sys.argv", ["fl_cmi.compress", *arguments])
+    try:
+        main()
+    except SystemExit as end:
+        assert isinstance(end.code, int)
+        return end.code
+    return 0
+
+
+def test_the_command_line(
+    finished: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [f"run_dir={finished}", *POOL, "calibration=pool", "hydra.run.dir=here"]
+    assert call(monkeypatch, *given) == 0
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1] == str(folder / "here")
+    assert "W8A8 simulated: " in said
+    assert {"summary.json", "compressed.safetensors"} <= {path.name for path in (folder / "here").iterdir()}
+
+
+MISTAKES = {
+    "": "run_dir=None: ",
+    "run_dir=/nowhere": "run_dir=/nowhere: ",
+    "run_dir=RUN model.checkpoint=x": "run_dir=RUN: ",
+    "data=synthetic model.checkpoint=/nowhere": "model.checkpoint=/nowhere: ",
+    "run_dir=RUN model.width=8": "model.width=8: nothing, because run_dir",
+    "run_dir=RUN data=digits": "data=digits: nothing, because run_dir",
+    "run_dir=RUN compression.w=1": "compression.w=1: ",
+    "run_dir=RUN compression.w=many": "compression.w=many: ",
+    "run_dir=RUN compression=none": "compression=none: ",
+    "run_dir=RUN calibration=nope": "synthesized",
+    "run_dir=RUN calibration=pool calibration.path=/nowhere": "calibration.path=/nowhere: ",
+    "run_dir=RUN calibration.images=0": "calibration.images=0: ",
+    "run_dir=RUN calibrate.batches=0": "calibrate.batches=0: ",
+    "run_dir=RUN kd=perhaps": "kd=perhaps: ",
+    "run_dir=RUN steps=-1": "steps=-1: ",
+    "run_dir=RUN freeze_batch_norm=3": "freeze_batch_norm=3: ",
+    "run_dir=RUN threads=0": "threads=0: ",
+    "run_dir=RUN seed=abc": "seed=abc: ",
+    "data=synthetic model=lenet model.checkpoint=LENET": "batch",
+}
+"""Overrides, and what the line has to tell."""
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    mistake: str,
+    finished: Path,
+    folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lenet = tmp_path_factory.mktemp("lenet") / "lenet.safetensors"
+    if "LENET" in mistake:
+        from safetensors.torch import save_file
+
+        from fl_cmi.compose import dataset, make_model, task
+
+        config = config_of("data=synthetic", "model=lenet")
+        node = {key: value for key, value in config["model"].items() if key != "checkpoint"}
+        save_file(make_model(node, task(dataset(config)), 0).state_dict(), lenet)
+        GlobalHydra.instance().clear()
+    given = mistake.replace("RUN", str(finished)).replace("LENET", str(lenet))
+    assert call(monkeypatch, *given.split(), "threads=1" if "threads" not in given else "seed=0") == 2
+    said = capsys.readouterr()
+    lines = said.err.splitlines()
+    assert len(lines) == 1, said.err
+    assert lines[0].startswith("fl_cmi: ")
+    assert MISTAKES[mistake].replace("RUN", str(finished)) in lines[0]
+    assert list(folder.iterdir()) == []

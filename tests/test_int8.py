@@ -1,0 +1,112 @@
+"""int8 that is executed; needs the extra `compression`, which says so where it is missing."""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny import CLASSES, SHAPE, TASK, network, pixels
+from torch import nn
+
+from fl_cmi.compression.int8 import Executable, Int8, load_int8, require
+from fl_cmi.compression.onnx_export import save_onnx
+from fl_cmi.models.convnet import ConvNet
+from fl_cmi.models.lenet import LeNet
+from fl_cmi.models.resnet import ResNet
+from fl_cmi.types import ConfigError
+
+BATCHES = [pixels(8, seed=1), pixels(8, seed=2)]
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    with pytest.raises(ConfigError, match=r"compression=int8: .*fl_cmi\[compression\].*torchao"):
+        Int8().check(network())
+
+
+def test_a_missing_onnx_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ConfigError, match=r"compression\.onnx=true: .*fl_cmi\[compression\].*onnxruntime"):
+        require("onnxruntime", "compression.onnx=true")
+
+
+@pytest.fixture
+def torchao() -> None:
+    pytest.importorskip("torchao")
+
+
+@pytest.mark.usefixtures("torchao")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(ConvNet, width=8),
+        pytest.param(partial(ResNet, depth=8), marks=pytest.mark.slow),
+        pytest.param(LeNet, marks=pytest.mark.slow),
+    ],
+)
+def test_int8_is_executed_saved_and_reloaded(make: type[nn.Module], tmp_path: Path) -> None:
+    model = make(SHAPE, CLASSES, TASK.mean, TASK.std).eval()
+    compressor, x = Int8(), pixels(16, seed=7)
+    small = compressor(model, BATCHES)
+    predict = compressor.predictor(small)
+    with torch.no_grad():
+        logits, expected = predict(x), model(x)
+    assert 0 < (logits - expected).abs().max() < 0.1 * expected.abs().max()
+    assert compressor.describe(small)["int8_kernels"] == sum(
+        isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules()
+    )
+    (path,) = compressor.save(small, tmp_path)
+    again = Executable(load_int8(path))
+    assert torch.equal(again(x), logits)
+    assert again(x[:3]).shape == (3, CLASSES), "any batch size"
+
+
+@pytest.mark.usefixtures("torchao")
+@pytest.mark.filterwarnings("ignore")
+def test_the_file_is_smaller(tmp_path: Path) -> None:
+    model = ConvNet(SHAPE, CLASSES, TASK.mean, TASK.std, width=48).eval()
+    save_file(model.state_dict(), tmp_path / "float.safetensors")
+    compressor = Int8()
+    (path,) = compressor.save(compressor(model, BATCHES), tmp_path)
+    assert (tmp_path / "float.safetensors").stat().st_size / path.stat().st_size > 3.5
+
+
+@pytest.mark.usefixtures("torchao")
+@pytest.mark.filterwarnings("ignore")
+def test_int8_needs_images() -> None:
+    with pytest.raises(ConfigError, match="at least one image"):
+        Int8()(network().eval(), [])
+
+
+@pytest.mark.usefixtures("torchao")
+@pytest.mark.filterwarnings("ignore")
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.pt2").write_text("text")
+    with pytest.raises(ConfigError, match=r"int8\.pt2"):
+        load_int8(tmp_path / "text.pt2")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_gives_the_same_logits(tmp_path: Path) -> None:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+    model = network(width=8).eval()
+    assert save_onnx(model, SHAPE, tmp_path / "float.onnx") < 1e-4
+    assert (tmp_path / "float.onnx").stat().st_size > 1000
+
+
+@pytest.mark.usefixtures("torchao")
+@pytest.mark.filterwarnings("ignore")
+def test_int8_as_onnx_keeps_its_integers(tmp_path: Path) -> None:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+    model = ConvNet(SHAPE, CLASSES, TASK.mean, TASK.std, width=32).eval()
+    small = Int8(onnx=True)(model, BATCHES)
+    assert save_onnx(small, SHAPE, tmp_path / "int8.onnx", tolerance=0.1) < 0.1
+    with pytest.raises(RuntimeError, match="away from PyTorch's"):
+        save_onnx(small, SHAPE, tmp_path / "strict.onnx", tolerance=-1.0)
+    assert save_onnx(model, SHAPE, tmp_path / "float.onnx") < 1e-4
+    assert (tmp_path / "float.onnx").stat().st_size > 2.5 * (tmp_path / "int8.onnx").stat().st_size
