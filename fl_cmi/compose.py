@@ -19,6 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from fl_cmi.data.dataset import Dataset
+from fl_cmi.federated.buffers import BufferPolicy
+from fl_cmi.federated.method import ClientMethod
+from fl_cmi.federated.sharing import Sharing
 from fl_cmi.models.initialize import initialize
 from fl_cmi.nodes import check_nodes
 from fl_cmi.partition import Partition, hold_out
@@ -43,6 +46,7 @@ __all__ = [
     "pick_device",
     "plain_config",
     "server_side",
+    "sharing",
     "task",
 ]
 
@@ -116,8 +120,9 @@ def check(config: Config) -> None:
         raise ConfigError("clients_per_round", config["clients_per_round"], most)
     if config["on_client_failure"] not in ("fail", "drop"):
         raise ConfigError("on_client_failure", config["on_client_failure"], "fail or drop")
-    if not isinstance(config["share_label_counts"], bool):
-        raise ConfigError("share_label_counts", config["share_label_counts"], "true or false")
+    for key in ("share_label_counts", "own_tests"):
+        if not isinstance(config[key], bool):
+            raise ConfigError(key, config[key], "true or false")
     pick_device(config["device"])
     check_nodes(config)
 
@@ -196,12 +201,8 @@ def make_partition(config: Config, data: Dataset) -> Partition:
     rng, aside = (numpy_stream(config["seed"], name) for name in ("partition", "held_out"))
     procedure = build(config["partition"], "partition")
     with fitting(config["partition"], "partition"):
-        found = hold_out(
-            data.train.y.numpy(),
-            config["held_out"],
-            aside,
-            lambda labels: procedure(labels, config["num_clients"], rng),
-        )
+        deal = functools.partial(procedure, num_clients=config["num_clients"], rng=rng)
+        found = hold_out(data.train.y.numpy(), config["held_out"], aside, deal)
     assert isinstance(found, Partition)
     return found
 
@@ -263,6 +264,16 @@ def client_side(config_json: str) -> ClientSide:
         pick_device(config["device"]),
         config["share_label_counts"],
         config["client_threads"],
+        sharing(config),
+    )
+
+
+def sharing(config: Config) -> Sharing:
+    """The clients' half of the strategy (its `client`, if it has one), and the policy for batch norm's buffers."""
+    method, buffers = config["strategy"].get("client"), config.get("buffers")
+    return Sharing(
+        ClientMethod() if method is None else build(method, "strategy.client"),
+        BufferPolicy() if buffers is None else build(buffers, "buffers"),
     )
 
 
@@ -284,5 +295,6 @@ def server_side(
         pick_device(config["device"]),
         progress,
         log,
+        sharing(config),
         None if held_out is None else data.train.subset(torch.from_numpy(held_out)),
     )

@@ -28,7 +28,7 @@ from fl_cmi.compose import (
     task,
 )
 from fl_cmi.data.dataset import Dataset
-from fl_cmi.distillation.budget import checked_budget
+from fl_cmi.distillation.budget import checked_budget, clock_called
 from fl_cmi.distillation.transfer import transfer
 from fl_cmi.ensemble import Combine, Ensemble
 from fl_cmi.evaluate import accuracy, predict
@@ -59,7 +59,8 @@ def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, 
     progress, log = Progress(), MetricsLog(run_dir / "metrics.jsonl")
     torch.set_num_threads(config["threads"] or os.cpu_count() or 1)
     device, seed = pick_device(config["device"]), config["seed"]
-    budget_s, checkpoint = checked_budget(config["budget_s"]), config["teacher"]["checkpoint"]
+    budget_s, clock = checked_budget(config["budget_s"]), clock_called(config["budget_clock"])
+    checkpoint = config["teacher"]["checkpoint"]
     with progress.phase("setup"):
         data = dataset(config)
         what = task(data)
@@ -104,6 +105,7 @@ def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, 
             log=log,
             evaluate=test_accuracy,
             budget_s=budget_s,
+            clock=clock,
         )
     with progress.phase("evaluation"):
         looks = [row for row in MetricsLog.read(log.path) if row["event"] == "evaluate"]

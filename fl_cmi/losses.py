@@ -42,12 +42,15 @@ def kl_divergence(
 
 
 def js_divergence(
-    one: Float[Tensor, "batch classes"], other: Float[Tensor, "batch classes"], temperature: float = 3.0
+    one: Float[Tensor, "batch classes"],
+    other: Float[Tensor, "batch classes"],
+    temperature: float = 3.0,
+    floor: float = 0.01,
 ) -> Float[Tensor, ""]:
     """`1/B sum_i KL(M_i || P_i) / 2 + KL(M_i || Q_i) / 2` with `M = (P + Q) / 2`, in nats, without a factor T^2.
 
-    `P, Q = softmax(logits / T)`, clamped to [.01, .99]: a class that both sides rule out counts for nothing, and has no
-    gradient. Symmetric in its arguments, >= 0, and 0 only where the clamped probabilities are equal.
+    `P, Q = softmax(logits / T)`, clamped to [floor, 1 - floor]: a class that both sides rule out counts for nothing,
+    and has no gradient. Symmetric in its arguments, >= 0, and 0 only where the clamped probabilities are equal.
 
     References:
         Yin et al. 2020 (DeepInversion), arXiv 1912.08795, with the clamp of the released code.
@@ -56,8 +59,9 @@ def js_divergence(
         one: Logits.
         other: Logits.
         temperature: T > 0.
+        floor: Least probability, in (0, .5).
     """
-    p, q = (F.softmax(logits / temperature, dim=1).clamp(0.01, 0.99) for logits in (one, other))
+    p, q = (F.softmax(logits / temperature, dim=1).clamp(floor, 1 - floor) for logits in (one, other))
     m = 0.5 * (p + q)
     return (m * (m.log() - 0.5 * (p.log() + q.log()))).sum(dim=1).mean()
 

@@ -1,13 +1,14 @@
 """What a worker and the server know of a run, besides a method's own parameters."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from fl_cmi.ensemble import Combine, Ensemble
 from fl_cmi.evaluate import accuracy, predict
+from fl_cmi.federated.sharing import Sharing
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
 from fl_cmi.training import LocalTraining
@@ -32,6 +33,7 @@ class ClientSide:
         device: Where to train.
         share_label_counts: Whether clients tell how many images of each class they have.
         num_threads: Threads of one client.
+        sharing: What clients do besides training, and what they share.
     """
 
     train: Images
@@ -42,6 +44,7 @@ class ClientSide:
     device: torch.device
     share_label_counts: bool
     num_threads: int
+    sharing: Sharing = field(default_factory=Sharing)
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class ServerSide:
         device: Where to synthesize and distil.
         progress: Shows phases.
         log: Writes `metrics.jsonl`.
+        sharing: What clients do besides training, and what they share.
         held_out: Training images that no client got, or None.
     """
 
@@ -72,6 +76,7 @@ class ServerSide:
     device: torch.device
     progress: Progress
     log: MetricsLog
+    sharing: Sharing = field(default_factory=Sharing)
     held_out: Images | None = None
 
     def teacher(self, update: Update) -> Teacher:

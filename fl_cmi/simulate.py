@@ -19,14 +19,17 @@ from omegaconf import DictConfig
 from fl_cmi.bank import Pool
 from fl_cmi.command import carry_out, command_line
 from fl_cmi.compose import Config, build, check, dataset, fitting, make_partition, server_side
+from fl_cmi.disclosure import disclosed
 from fl_cmi.ensemble import Combine, Ensemble
 from fl_cmi.evaluate import accuracy, predict
 from fl_cmi.flower.backend import Backend, flower_log
+from fl_cmi.flower.buffers import SeparateBuffers
 from fl_cmi.flower.participation import ClientFailure
+from fl_cmi.flower.scores import Scores
 from fl_cmi.flower.server import Outcome, serve
 from fl_cmi.flower.strategies import FedCmi, one_architecture
 from fl_cmi.measures import measure_pool
-from fl_cmi.partition import Partition
+from fl_cmi.partition import Partition, client_tests
 from fl_cmi.report.figures import partition_heatmap
 from fl_cmi.report.folder import saving_on_failure, write_results
 from fl_cmi.report.html import write_report
@@ -71,7 +74,13 @@ def run(
                 with fitting(config["strategy"], "strategy"):
                     strategy = strategy(side=side)
         check_architectures(config, side, strategy)
-        build(config["local"], "local")  # the clients build it, but a mistake is told before they start
+        # The clients build it, but a mistake is told before they start.
+        side.sharing.method.check(build(config["local"], "local"))
+        method = strategy
+        if config.get("buffers") is not None:
+            strategy = SeparateBuffers(strategy, side)
+        labels = data.train.y.numpy(), data.test.y.numpy()
+        scores = Scores(side, client_tests(partition, *labels) if config["own_tests"] else None)
         backend = build(config["backend"], "backend") if backend is None else backend
     counts = partition.counts(data.train.y.numpy(), data.train.num_classes)
     log.write("partition", counts=counts, **partition.manifest())
@@ -79,7 +88,7 @@ def run(
 
     def rounds(grid: Any) -> None:
         nonlocal outcome
-        outcome = serve(grid, strategy, side, config, threads)
+        outcome = serve(grid, strategy, side, config, threads, scores)
 
     pool = strategy.pool if isinstance(strategy, FedCmi) else None
     with saving_on_failure(pool, run_dir):
@@ -87,9 +96,9 @@ def run(
     torch.set_num_threads(threads)
     with progress.phase("evaluation"):
         measured = measure(outcome, side, combine, pool)
-    measured["disclosed"] += getattr(strategy, "disclosed", ())
+    measured["disclosed"] += getattr(method, "disclosed", ())
     summary = summarize(config, outcome, measured, partition, side)
-    summary["teacher_passes"] = getattr(strategy, "teacher_passes", 0)
+    summary["teacher_passes"] = getattr(method, "teacher_passes", 0)
     # `transfer` is the sum of synthesis, distillation and evaluation.
     phases = {name: seconds for name, seconds in progress.seconds.items() if name != "transfer"}
     summary["seconds"] = {**phases, "total": time.perf_counter() - start}
@@ -114,8 +123,9 @@ def check_architectures(config: Config, side: ServerSide, strategy: Any) -> None
     sent = getattr(strategy, "sends_own_architecture", False)
     if config["local"].get("start") == "broadcast" and not sent:
         raise ConfigError("local.start", "broadcast", f"scratch or own, {why}")
-    if not getattr(strategy, "any_architecture", False):
-        raise ConfigError("strategy", strategy_name(config), f"fed_cmi, feddf or fed_ensemble, {why}")
+    if not getattr(strategy, "mixed_architectures", False):
+        allowed = f"fed_cmi, feddf, fed_ensemble or feddistill, {why}"
+        raise ConfigError("strategy", strategy_name(config), allowed)
 
 
 def strategy_name(config: Config) -> str:
@@ -143,14 +153,6 @@ def measure(outcome: Outcome, side: ServerSide, combine: Combine, pool: Pool | N
         model = side.build(outcome.updates[0].client)
         model.load_state_dict(state)
         average = side.test_accuracy(model.to(side.device))
-    parameters = [sum(value.numel() for value in update.state.values()) for update in outcome.updates]
-    disclosed = [f"model weights and buffers ({_range(parameters)} numbers)", "number of examples"]
-    if any(ensemble.batch_norm_counts):
-        layers = _range(ensemble.batch_norm_counts)
-        disclosed.append(f"batch-norm statistics of its images ({layers} layers, among the buffers)")
-    if side.share_label_counts:
-        disclosed.append(f"label counts ({side.task.num_classes} integers)")
-    disclosed.append("mean training loss and accuracy")
     return {
         "clients": clients,
         "ensemble": {"accuracy": accuracy(combined, side.test)},
@@ -158,13 +160,8 @@ def measure(outcome: Outcome, side: ServerSide, combine: Combine, pool: Pool | N
         "synthetic": None
         if pool is None
         else measure_pool(pool, ensemble, side.test, stream(side.seed, "measures")),
-        "disclosed": disclosed,
+        "disclosed": disclosed(outcome.updates, ensemble, side),
     }
-
-
-def _range(numbers: list[int]) -> str:
-    low, high = min(numbers), max(numbers)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def summarize(
@@ -179,6 +176,7 @@ def summarize(
             "round_best": outcome.accuracies.index(best) + 1,
         },
         **measured,
+        "own_tests": outcome.own_tests[-1] if outcome.own_tests else None,
         "gap": measured["ensemble"]["accuracy"] - last,
         "digest": digest(outcome.student),
         "bytes": {"up": outcome.bytes_up, "down": outcome.bytes_down},

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from fl_cmi.augment import Augment, Identity
 from fl_cmi.losses import label_log_prior
+from fl_cmi.session import Session
 from fl_cmi.types import ConfigError, Images
 
 __all__ = ["LocalTraining", "Schedule", "constant", "cosine", "optimizing", "step_decay"]
@@ -68,6 +69,8 @@ class LocalTraining:
         augment: Applied to every batch.
         prior_correction: Adds the log prior of the client's own labels to the logits inside the loss, so that the
             trained model itself is free of the client's label mix (Menon et al. 2021, arXiv 2007.07314, equation 9).
+        drop_last: Leaves out every last batch that is smaller than the others, unless it is the only one.
+        shuffle: Whether each epoch has an order of its own; else images come in the order they are stored in.
 
     A last batch of a single image is left out, because batch norm cannot be trained on it, unless it is the only one.
 
@@ -85,6 +88,8 @@ class LocalTraining:
         batch_size: int = 64,
         augment: Augment | None = None,
         prior_correction: bool = False,
+        drop_last: bool = False,
+        shuffle: bool = True,
     ) -> None:
         if start not in ("broadcast", "scratch", "own"):
             raise ConfigError("local.start", start, "one of broadcast, scratch, own")
@@ -99,7 +104,7 @@ class LocalTraining:
         self.start: Literal["broadcast", "scratch", "own"] = start
         self.epochs, self.steps = epochs, steps
         self.augment = Identity() if augment is None else augment
-        self.prior_correction = prior_correction
+        self.prior_correction, self.drop_last, self.shuffle = prior_correction, drop_last, shuffle
 
     def __call__(
         self,
@@ -108,6 +113,7 @@ class LocalTraining:
         rng: torch.Generator,
         device: torch.device,
         proximal_mu: float = 0.0,
+        session: Session | None = None,
     ) -> dict[str, float]:
         """Train `model` in place.
 
@@ -117,6 +123,7 @@ class LocalTraining:
             rng: Order of the images and augmentation.
             device: Where to train.
             proximal_mu: FedProx's mu >= 0.
+            session: What a federated method adds; None: nothing.
 
         Returns:
             `loss` and `accuracy` averaged over the last epoch (or as many images), and `steps`.
@@ -126,10 +133,13 @@ class LocalTraining:
         parameters = [p for p in model.parameters() if p.requires_grad]
         start = [p.detach().clone() for p in parameters] if proximal_mu else []
         optimizer = self.optimizer(parameters)
+        session = Session() if session is None else session
+        session.prepare(optimizer, proximal_mu)
         set_rate = optimizing(optimizer, self.schedule)
         prior = label_log_prior(images.class_counts()).to(device) if self.prior_correction else 0.0
         # A batch of one image has no variance; with two images or more such a remainder is skipped.
-        batches_per_epoch = max(1, len(images) // self.batch_size + (len(images) % self.batch_size > 1))
+        remainder = len(images) % self.batch_size > 1 and not self.drop_last
+        batches_per_epoch = max(1, len(images) // self.batch_size + remainder)
         steps = self.steps or (self.epochs or 1) * batches_per_epoch
         was_training = model.training
         model.train(len(images) > 1)
@@ -138,7 +148,8 @@ class LocalTraining:
         for step in range(steps):
             at = step % batches_per_epoch
             if at == 0:
-                order = torch.randperm(len(images), generator=rng).split(self.batch_size)
+                rows = torch.randperm(len(images), generator=rng)
+                order = (rows if self.shuffle else torch.arange(len(images))).split(self.batch_size)
                 losses, hits, seen = 0.0, 0, 0
             x, y = images.pixels(order[at]).to(device), images.y[order[at]].to(device)
             logits = model(self.augment(x, rng))
@@ -146,9 +157,11 @@ class LocalTraining:
             if proximal_mu:
                 distance = sum((p - q).square().sum() for p, q in zip(parameters, start, strict=True))
                 loss = loss + proximal_mu / 2 * distance
+            loss = loss + session.loss(logits, y)
             set_rate(step / steps)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            session.correct()
             optimizer.step()
             losses += loss.item() * len(y)
             hits += int(((logits + prior).argmax(dim=1) == y).sum())

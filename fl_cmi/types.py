@@ -1,6 +1,7 @@
 """The nouns of the package: frozen data that every layer shares."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -99,13 +100,22 @@ class Update:
         client: Partition id of the client.
         num_examples: Size of its training set.
         class_counts: Its images per class (C,), or None where the client keeps them.
-        state: Its trained model.
+        state: Its trained model. What of it stays on the client (see `private`) is here for the report alone.
+        extra: Records that a method's clients send beside the model, by name.
+        private: Names of the tensors of `state` that did not really leave the client.
     """
 
     client: int
     num_examples: int
     class_counts: Tensor | None
     state: State
+    extra: Mapping[str, State] = field(default_factory=dict)
+    private: frozenset[str] = frozenset()
+
+    @property
+    def shared(self) -> State:
+        """The part of the model that the server received."""
+        return {name: value for name, value in self.state.items() if name not in self.private}
 
 
 @dataclass(frozen=True)

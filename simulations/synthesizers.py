@@ -1,6 +1,6 @@
-"""All synthesizers on one Fashion-MNIST teacher, for equal wall time, in one table.
+"""All synthesizers on one Fashion-MNIST teacher, for equal time, in one table.
 
-python -m simulations.synthesizers                                  # every method, seed 0, 5 minutes each
+python -m simulations.synthesizers                                  # every method, seed 0, 600 CPU seconds each
 python -m simulations.synthesizers --methods cmi dfq --seeds 0 1 2
 python -m simulations.synthesizers --dry-run                        # only the commands
 
@@ -34,6 +34,8 @@ SETTING = [
     "model=convnet",
     "model.width=16",
     "teacher.model.width=32",
+    "model.blocks=4",
+    "teacher.model.blocks=4",
     "local.epochs=5",
 ]
 """Data, models and the teacher's training, as in `experiment=distill_fashion_mnist`."""
@@ -121,7 +123,14 @@ def plan(options: argparse.Namespace) -> tuple[Cell, list[Cell]]:
         Cell(
             method,
             seed,
-            (*shared, given, f"budget_s={options.budget:g}", f"seed={seed}", *METHODS[method]),
+            (
+                *shared,
+                given,
+                f"budget_s={options.budget:g}",
+                "budget_clock=cpu",
+                f"seed={seed}",
+                *METHODS[method],
+            ),
             folder / f"{options.budget:g}s" / method / f"seed-{seed}",
         )
         for method in options.methods
@@ -140,9 +149,12 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument(
-        "--budget", type=float, default=300.0, help="wall seconds of synthesis and distillation"
+        "--budget",
+        type=float,
+        default=600.0,
+        help="CPU seconds of synthesis and distillation (600: 5 minutes of two cores)",
     )
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="of a run; runs may go side by side")
     parser.add_argument("--out", type=Path, default=Path("outputs/synthesizers"))
     parser.add_argument("--dry-run", action="store_true", help="print the commands only")
     return parser.parse_args(arguments)

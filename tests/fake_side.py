@@ -17,6 +17,7 @@ from torch import nn
 from fl_cmi.compose import ClientSide
 from fl_cmi.flower.client import client_app
 from fl_cmi.partition import Partition
+from fl_cmi.session import Session
 from fl_cmi.types import Images
 
 
@@ -34,6 +35,7 @@ class Nudge:
         rng: torch.Generator,
         device: torch.device,
         proximal_mu: float = 0.0,
+        session: Session | None = None,
     ) -> dict[str, float]:
         gain = images.pixels().mean()
         with torch.no_grad():

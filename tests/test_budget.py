@@ -95,6 +95,13 @@ def test_batches_of_one_epoch_stop_too_and_one_lesson_follows(tmp_path: Path) ->
     assert shares == pytest.approx([0, 0.5])
 
 
+def test_time_that_ends_within_the_warmup_leaves_one_lesson(tmp_path: Path) -> None:
+    clock, metrics, _, shares = run(tmp_path, GrowPool(epochs=10**6, steps=2, warmup=20), 10)
+    assert metrics["images"] == 3 * 4
+    assert clock.now == 1000 + 12 + 1
+    assert shares == pytest.approx([0, 0.5])
+
+
 def test_a_generator_stops_within_an_epoch_and_still_shows_images(tmp_path: Path) -> None:
     clock, metrics, log, shares = run(tmp_path, Alternate(epochs=10**6, iterations=7, steps=4, show=6), 50)
     # An iteration takes 6 s: the ninth ends after 54 s, in the second epoch.

@@ -64,6 +64,7 @@ MISTAKES = {
     "rounds": "rounds",
     "server_threads=0": "server_threads=0: ",
     "budget_s=-1": "budget_s=-1: ",
+    "budget_clock=sun": "budget_clock=sun: ",
     "on_client_failure=cry": "on_client_failure=cry: ",
 }
 """Overrides, and what the line has to tell."""

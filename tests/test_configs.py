@@ -21,10 +21,13 @@ from fl_cmi.compose import (
     make_model,
     make_partition,
     server_side,
+    sharing,
     task,
 )
 from fl_cmi.distillation.distiller import Distiller
 from fl_cmi.ensemble import Ensemble
+from fl_cmi.federated.buffers import BufferPolicy
+from fl_cmi.federated.method import ClientMethod
 from fl_cmi.partition import Partition
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
@@ -47,6 +50,7 @@ GROUPS = {
     "distiller",
     "schedule",
     "strategy",
+    "buffers",
     "backend",
     "method",
     "experiment",
@@ -171,10 +175,17 @@ def test_strategy(name: str, tmp_path: Path) -> None:
         log = MetricsLog(tmp_path / "metrics.jsonl")
         side = server_side(config, data, Progress(quiet=True), log, make_partition(config, data))
         made = made(side=side)
+    assert isinstance(sharing(config).method, ClientMethod)
     # Who takes part is `Participation`'s to say, so the strategy has to take everyone it sees.
     assert made.fraction_train == 1.0
     assert made.fraction_evaluate == 0.0
     assert made.min_train_nodes == made.min_available_nodes == 1
+
+
+@pytest.mark.parametrize("name", names("buffers"))
+def test_buffers(name: str) -> None:
+    made = build(composed("buffers", name)["buffers"], "buffers")
+    assert isinstance(made, BufferPolicy)
 
 
 @pytest.mark.parametrize("name", names("backend"))

@@ -158,6 +158,7 @@ MISTAKES = {
     "device=tpu": "device=tpu: ",
     "budget_s=0": "budget_s=0: ",
     "budget_s=soon": "budget_s=soon: ",
+    "budget_clock=sun": "budget_clock=sun: ",
     "teacher.train=false": "teacher.train=False: ",
     "teacher.train=maybe": "teacher.train=maybe: ",
     "teacher.checkpoint=none.safetensors": "teacher.checkpoint=none.safetensors: an existing",

@@ -2,6 +2,9 @@
 
 import logging
 import pickle
+import re
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import fake_side
@@ -247,3 +250,9 @@ def test_flowers_log_is_quiet_during_a_run_and_as_before_after_it() -> None:
 def test_timeout_has_to_be_positive(timeout: float) -> None:
     with pytest.raises(ConfigError, match=r"^backend.timeout="):
         LocalBackend(timeout=timeout)
+
+
+def test_flwr_run_accepts_the_projects_name() -> None:
+    """Letters, digits and hyphens, starting with a letter, at most 32: Flower refuses to run other apps."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    assert re.fullmatch(r"[A-Za-z][A-Za-z0-9-]{0,31}", project["project"]["name"])

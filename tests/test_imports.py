@@ -10,11 +10,11 @@ PACKAGE = Path(__file__).parents[1] / "fl_cmi"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("simulate", "distill", "command", "__main__", "flower.app"),
     ("flower",),
-    ("compose", "sides", "flower.records"),
-    ("synthesis", "distillation", "training", "evaluate", "measures", "report"),
+    ("compose", "sides", "disclosure", "flower.records"),
+    ("synthesis", "distillation", "federated", "training", "evaluate", "measures", "report"),
     ("ensemble",),
     ("losses", "batchnorm", "augment", "bank", "partition", "data", "models"),
-    ("nodes", "types", "rng"),
+    ("nodes", "session", "types", "rng"),
 )
 """From the entry points down. A module may import from its own layer and from those below."""
 

@@ -112,7 +112,7 @@ def test_a_dry_run_prints_commands_and_writes_nothing(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + 2 * len(METHODS)
     assert all(" -m fl_cmi.distill " in line for line in lines)
-    assert all("budget_s=300" in line and "teacher.checkpoint=" in line for line in lines[1:])
+    assert all("budget_s=600" in line and "teacher.checkpoint=" in line for line in lines[1:])
     assert here.cells == []
     assert list(tmp_path.iterdir()) == []
 

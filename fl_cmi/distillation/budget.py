@@ -1,4 +1,4 @@
-"""Wall seconds that a round of synthesis and distillation may take."""
+"""Seconds that a round of synthesis and distillation may take."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -7,9 +7,23 @@ from typing import Any
 
 from fl_cmi.types import ConfigError
 
-__all__ = ["Budget", "checked_budget"]
+__all__ = ["Budget", "Clock", "checked_budget", "clock_called"]
 
 Clock = Callable[[], float]
+
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
+"""`cpu` is the time of all threads of this process: equal work on a machine that others share."""
+
+
+def clock_called(name: str) -> Clock:
+    """The clock that a user named: `wall`, or `cpu`.
+
+    Raises:
+        ConfigError: For any other name.
+    """
+    if name not in CLOCKS:
+        raise ConfigError("budget_clock", name, " or ".join(CLOCKS))
+    return CLOCKS[name]
 
 
 def checked_budget(seconds: Any) -> float | None:

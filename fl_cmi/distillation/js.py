@@ -3,9 +3,9 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from fl_cmi.distillation.loss import Answers, DistillLoss
+from fl_cmi.losses import js_divergence
 from fl_cmi.types import ConfigError
 
 __all__ = ["JS"]
@@ -34,9 +34,4 @@ class JS(DistillLoss):
 
     def __call__(self, answers: Answers, rng: torch.Generator) -> Float[Tensor, ""]:
         """The divergence, in nats."""
-        p, q = (
-            F.softmax(logits / self.temperature, dim=1).clamp(self.floor, 1 - self.floor)
-            for logits in (answers.student, answers.target)
-        )
-        m = (p + q) / 2
-        return (m * (m.log() - (p.log() + q.log()) / 2)).sum(dim=1).mean()
+        return js_divergence(answers.student, answers.target, self.temperature, self.floor)

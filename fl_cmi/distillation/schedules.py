@@ -56,7 +56,8 @@ class GrowPool:
                 transfer.grow(self.batches)
                 transfer.tune(epoch)
                 taught = epoch - self.warmup
-                if taught >= 0:
+                # Time that ends within the warm-up still leaves one lesson.
+                if taught >= 0 or transfer.over:
                     share = taught / lessons, (taught + 1) / lessons
                     if self.steps is None:
                         transfer.distil(Shuffled(transfer.pool), transfer.steps_of_a_pass, share)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fl_cmi.bank import Draws, Pool, PoolBatch
-from fl_cmi.distillation.budget import Budget, checked_budget
+from fl_cmi.distillation.budget import Budget, Clock, checked_budget
 from fl_cmi.distillation.distiller import Distiller, Lesson
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.report.metrics import MetricsLog
@@ -188,7 +188,7 @@ def transfer(
     log: MetricsLog,
     evaluate: Callable[[nn.Module], float],
     budget_s: float | None = None,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Clock = time.perf_counter,
 ) -> dict[str, float]:
     """Teach `student`, in place, what `ensemble` knows.
 

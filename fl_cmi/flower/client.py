@@ -10,12 +10,20 @@ from functools import partial
 from typing import cast
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
 from fl_cmi.compose import client_side
-from fl_cmi.flower.records import ARRAYS, METRICS, from_record, pack_update, to_record
+from fl_cmi.federated.method import Visit
+from fl_cmi.flower.records import (
+    ARRAYS,
+    METRICS,
+    from_record,
+    pack_update,
+    received_records,
+    to_record,
+)
 from fl_cmi.partition import Partition
 from fl_cmi.rng import stream
 from fl_cmi.sides import ClientSide
@@ -26,8 +34,9 @@ __all__ = ["MakeSide", "client_app", "handle_query", "handle_train"]
 CONFIG = "config"
 """The name under which Flower's strategies send a round's settings."""
 
-OWN_MODEL = "model"
-"""The name under which a client keeps its model in its own state."""
+OWN_MODEL, OWN_PART, OWN_RECORD = "model", "private", "method."
+"""The names under which a client keeps its model in its own state, the part of it that it shares with nobody, and (a
+prefix) its method's records."""
 
 
 MakeSide = Callable[[str], ClientSide]
@@ -64,9 +73,10 @@ def handle_train(
     """Train a client's model on its own images.
 
     Args:
-        message: `arrays`, the global model (read when a client starts from the broadcast), and `config` with
-            `server-round` and perhaps FedProx's `proximal-mu`.
-        context: The client's partition id, and its own model from round to round where it starts from that.
+        message: `arrays`, the global model or the part of it that is shared (read when a client starts from the
+            broadcast), `config` with `server-round` and perhaps FedProx's `proximal-mu`, and the method's records.
+        context: The client's partition id, and from round to round its own model where it starts from that, the
+            part of it that it shares with nobody, and its method's records.
         config_json: The run's config.
         partition: Which images are whose.
         make_side: Makes the client's side from the config.
@@ -85,24 +95,38 @@ def handle_train(
         raise ValueError(f"client {client} has no images; choose another partition or fewer clients")
     with torch_threads(side.num_threads):
         model = side.build(client)
-        model.load_state_dict(_start(side.start, model, message, context))
+        model.load_state_dict(_start(side, model, message, context))
         model.to(side.device)
         images = client_images(side, partition, client)
-        rng = stream(side.seed, "client", client, "round", server_round)
-        metrics = side.local(
-            model, images, rng, side.device, proximal_mu=cast(float, config.get("proximal-mu", 0.0))
+        name = ("client", client, "round", server_round)
+        visit = Visit(
+            model,
+            images,
+            received_records(message.content),
+            dict(config),
+            _kept(context),
+            server_round,
+            stream(side.seed, *name, "method"),
+            side.device,
         )
+        session = side.sharing.method.begin(visit)
+        mu = cast(float, config.get("proximal-mu", 0.0))
+        metrics = side.local(
+            model, images, stream(side.seed, *name), side.device, proximal_mu=mu, session=session
+        )
+        made = session.finish()
         state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    sent = [state, *made.sent.values()]
+    broken = [name for part in sent for name, tensor in part.items() if not tensor.isfinite().all()]
     if broken:
         raise RuntimeError(
             f"client {client} diverged in round {server_round}: {broken[0]} is no longer finite; "
             "lower the learning rate of local training"
         )
-    if side.start == "own":
-        context.state[OWN_MODEL] = to_record(state)
+    _keep(side, model, state, made.kept, context)
     counts = images.class_counts() if side.share_label_counts else None
-    return Message(pack_update(Update(client, len(images), counts, state), metrics), reply_to=message)
+    update = Update(client, len(images), counts, state, made.sent, side.sharing.private(model))
+    return Message(pack_update(update, metrics), reply_to=message)
 
 
 def client_of(context: Context) -> int:
@@ -137,12 +161,37 @@ def torch_threads(num_threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _start(start: str, model: nn.Module, message: Message, context: Context) -> State:
+def _start(side: ClientSide, model: nn.Module, message: Message, context: Context) -> State:
     """The weights from which a client's training starts, `scratch` being its own initial ones."""
     initial = model.state_dict()
-    record: ArrayRecord | None = None
-    if start == "broadcast":
-        record = message.content.array_records[ARRAYS]
-    elif start == "own":
-        record = context.state.array_records.get(OWN_MODEL)
-    return initial if record is None else from_record(record, like=initial)
+    records = context.state.array_records
+    if side.start == "own" and OWN_MODEL in records:
+        return from_record(records[OWN_MODEL], like=initial)
+    if side.start != "broadcast":
+        return initial
+    private = side.sharing.private(model)
+    shared = {name: value for name, value in initial.items() if name not in private}
+    state = {**initial, **from_record(message.content.array_records[ARRAYS], like=shared)}
+    return {**state, **from_record(records[OWN_PART])} if OWN_PART in records else state
+
+
+def _keep(
+    side: ClientSide, model: nn.Module, state: State, records: dict[str, State], context: Context
+) -> None:
+    """Remember for the next round what training starts from, and the method's records."""
+    if side.start == "own":
+        context.state[OWN_MODEL] = to_record(state)
+    own = side.sharing.kept(model)
+    if side.start == "broadcast" and own:
+        context.state[OWN_PART] = to_record({name: state[name] for name in sorted(own)})
+    for name, record in records.items():
+        context.state[OWN_RECORD + name] = to_record(record)
+
+
+def _kept(context: Context) -> dict[str, State]:
+    """The records that the client's method kept at its last visit."""
+    return {
+        name.removeprefix(OWN_RECORD): from_record(record)
+        for name, record in context.state.array_records.items()
+        if name.startswith(OWN_RECORD)
+    }

@@ -8,10 +8,22 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
 from fl_cmi.types import State, Update
 
-__all__ = ["content_bytes", "from_record", "pack_update", "partition_id", "to_record", "unpack_updates"]
+__all__ = [
+    "content_bytes",
+    "from_record",
+    "pack_update",
+    "partition_id",
+    "received_records",
+    "to_record",
+    "unpack_updates",
+]
 
 ARRAYS, METRICS = "arrays", "metrics"
 """The names under which Flower's strategies send a model, and we send it back with its metrics."""
+
+REPORT = "for the report"
+"""The name under which tensors come along that a method leaves on its clients: only the report reads them, to measure
+the clients' models; no strategy does, and they are no payload."""
 
 
 def to_record(state: State) -> ArrayRecord:
@@ -52,7 +64,7 @@ def pack_update(update: Update, metrics: Mapping[str, float]) -> RecordDict:
     """A client's answer: one record `arrays` and one record `metrics`, as Flower's FedAvg wants them.
 
     `metrics` holds `num-examples`, `partition-id`, `class-counts` where the client shares them, and the given
-    ones.
+    ones. What a method sends beside the model comes in records of its own, private tensors in `REPORT`.
     """
     values: dict[str, int | float | list[int]] = {
         "num-examples": update.num_examples,
@@ -61,7 +73,19 @@ def pack_update(update: Update, metrics: Mapping[str, float]) -> RecordDict:
     if update.class_counts is not None:
         values["class-counts"] = [int(count) for count in update.class_counts]
     assert not values.keys() & metrics.keys(), "a metric has a reserved name"
-    return RecordDict({ARRAYS: to_record(update.state), METRICS: MetricRecord({**values, **metrics})})
+    content = RecordDict({ARRAYS: to_record(update.shared), METRICS: MetricRecord({**values, **metrics})})
+    assert not update.extra.keys() & {ARRAYS, METRICS, REPORT}, "a record has a reserved name"
+    for name, state in update.extra.items():
+        content[name] = to_record(state)
+    if update.private:
+        content[REPORT] = to_record({name: update.state[name] for name in sorted(update.private)})
+    return content
+
+
+def received_records(content: RecordDict) -> dict[str, State]:
+    """The arrays in `content` beside the model, by the names of their records."""
+    extra = content.array_records.items()
+    return {name: from_record(record) for name, record in extra if name not in (ARRAYS, REPORT)}
 
 
 def unpack_updates(replies: Iterable[Message]) -> list[Update]:
@@ -77,11 +101,11 @@ def partition_id(content: RecordDict) -> int:
 def content_bytes(message: Message) -> int:
     """Bytes of what `message` carries: arrays as serialized, 8 a number, 1 a character, names included.
 
-    An error counts as nothing.
+    An error counts as nothing, and so does what only the report needs.
     """
     if not message.has_content():
         return 0
-    records = message.content.values()
+    records = [record for name, record in message.content.items() if name != REPORT]
     return sum(len(name) + _value_bytes(value) for record in records for name, value in record.items())
 
 
@@ -95,11 +119,15 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 def _unpack(reply: Message) -> Update:
     metrics = reply.content.metric_records[METRICS]
     counts = metrics.get("class-counts")
+    arrays = reply.content.array_records
+    private = from_record(arrays[REPORT]) if REPORT in arrays else {}
     return Update(
         client=partition_id(reply.content),
         num_examples=cast(int, metrics["num-examples"]),
         class_counts=None if counts is None else torch.tensor(counts, dtype=torch.int64),
-        state=from_record(reply.content.array_records[ARRAYS]),
+        state={**from_record(arrays[ARRAYS]), **private},
+        extra=received_records(reply.content),
+        private=frozenset(private),
     )
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from fl_cmi.compose import Config
 from fl_cmi.flower.participation import Participation
 from fl_cmi.flower.records import from_record, to_record
+from fl_cmi.flower.scores import Scores
 from fl_cmi.sides import ServerSide
 from fl_cmi.types import State, Update
 
@@ -26,7 +27,8 @@ class Outcome:
 
     Args:
         student: The global model after the last round.
-        accuracies: Its test accuracy after each round, in [0, 1]; FedEnsemble's: the vote's.
+        accuracies: Its test accuracy after each round, in [0, 1]; see `Scores` for clients that keep a part of it.
+        own_tests: Accuracy on the clients' own test images after each round, where it is measured.
         updates: What the clients of the last round sent, by partition id.
         bytes_up: Payload that clients sent, over all rounds.
         bytes_down: Payload that clients received, over all rounds.
@@ -35,6 +37,7 @@ class Outcome:
 
     student: State = field(default_factory=dict)
     accuracies: list[float] = field(default_factory=list)
+    own_tests: list[float] = field(default_factory=list)
     updates: list[Update] = field(default_factory=list)
     bytes_up: int = 0
     bytes_down: int = 0
@@ -50,12 +53,9 @@ class Predicts(Protocol):
         ...
 
 
-def voice(strategy: Strategy, student: nn.Module) -> nn.Module:
-    """Whose test accuracy counts."""
-    return strategy.predictor() if isinstance(strategy, Predicts) else student
-
-
-def serve(grid: Grid, strategy: Strategy, side: ServerSide, config: Config, threads: int) -> Outcome:
+def serve(
+    grid: Grid, strategy: Strategy, side: ServerSide, config: Config, threads: int, scores: Scores
+) -> Outcome:
     """Run all rounds of `strategy` on `grid`."""
     # Thread counts belong to the calling thread, and Flower's engine calls from a thread of its own.
     torch.set_num_threads(threads)
@@ -69,13 +69,14 @@ def serve(grid: Grid, strategy: Strategy, side: ServerSide, config: Config, thre
         if server_round == 0:
             return None
         outcome.student = from_record(arrays, initial)
-        student = side.student()
-        student.load_state_dict(outcome.student)
         with side.progress.phase("evaluation"):
-            accuracy = side.test_accuracy(voice(strategy, student.to(side.device)))
-        outcome.accuracies.append(accuracy)
-        side.log.write("round", round=server_round, accuracy=accuracy)
-        return MetricRecord({"accuracy": accuracy})
+            voice = strategy.predictor() if isinstance(strategy, Predicts) else None
+            found = scores(outcome.student, outcome.updates, voice)
+        outcome.accuracies.append(found["accuracy"])
+        if "own_tests" in found:
+            outcome.own_tests.append(found["own_tests"])
+        side.log.write("round", round=server_round, **found)
+        return MetricRecord({**found})
 
     view = Participation(
         grid,

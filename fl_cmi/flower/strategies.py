@@ -8,7 +8,7 @@ from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
 from fl_cmi.bank import Pool
-from fl_cmi.distillation.budget import checked_budget
+from fl_cmi.distillation.budget import checked_budget, clock_called
 from fl_cmi.distillation.distiller import Distiller
 from fl_cmi.distillation.transfer import Schedule, transfer
 from fl_cmi.ensemble import Combine, Ensemble
@@ -40,11 +40,12 @@ class FedCmi(FedAvg):
             model), the clients' parameter `average` (needs one architecture), the average of those clients that train
             the student's architecture (`prototype`; without any: as `previous`), or from `scratch`.
         keep_pool: Whether a round goes on with the images of the rounds before.
-        budget_s: Wall seconds, > 0, of a round's synthesis and distillation; None for as long as the schedule takes.
+        budget_s: Seconds, > 0, of a round's synthesis and distillation; None for as long as the schedule takes.
+        budget_clock: What they are counted by: `wall`, or `cpu` (all threads of the process).
         side: What the server knows of the run.
     """
 
-    any_architecture = True
+    mixed_architectures = whole_models = True
     disclosed = ("server needs no images",)
 
     def __init__(
@@ -58,6 +59,7 @@ class FedCmi(FedAvg):
         student_start: Literal["previous", "average", "prototype", "scratch"] = "previous",
         keep_pool: bool = False,
         budget_s: float | None = None,
+        budget_clock: str = "wall",
     ) -> None:
         super().__init__(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
         starts = ("previous", "average", "prototype", "scratch")
@@ -72,6 +74,7 @@ class FedCmi(FedAvg):
         self.schedule, self.pool, self.side = schedule, pool, side
         self.student_start, self.keep_pool = student_start, keep_pool
         self.budget_s = checked_budget(budget_s)
+        self.clock = clock_called(budget_clock)
         self.previous: State | None = None
         self.teacher_passes = 0
         # What these models and parts cannot serve is refused before any client trains.
@@ -108,6 +111,7 @@ class FedCmi(FedAvg):
             log=side.log,
             evaluate=side.test_accuracy,
             budget_s=self.budget_s,
+            clock=self.clock,
         )
         self.teacher_passes += ensemble.passes
         self.previous = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}

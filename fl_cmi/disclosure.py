@@ -1,0 +1,31 @@
+"""What a run's clients told the server: the list that every summary shows."""
+
+from collections.abc import Sequence
+
+from fl_cmi.ensemble import Ensemble
+from fl_cmi.sides import ServerSide
+from fl_cmi.types import Update
+
+__all__ = ["disclosed"]
+
+
+def disclosed(updates: Sequence[Update], ensemble: Ensemble, side: ServerSide) -> list[str]:
+    """What left each client in a round, one phrase each."""
+    phrases = []
+    sizes = [sum(value.numel() for value in update.shared.values()) for update in updates]
+    if any(sizes):
+        what = "model weights" if updates[0].private else "model weights and buffers"
+        phrases.append(f"{what} ({_range(sizes)} numbers)")
+    phrases.append("number of examples")
+    if any(ensemble.batch_norm_counts) and any(name.endswith("running_mean") for name in updates[0].shared):
+        layers = _range(ensemble.batch_norm_counts)
+        phrases.append(f"batch-norm statistics of its images ({layers} layers, among the buffers)")
+    phrases += side.sharing.method.disclosed(side.student(), side.task)
+    if side.share_label_counts:
+        phrases.append(f"label counts ({side.task.num_classes} integers)")
+    return [*phrases, "mean training loss and accuracy"]
+
+
+def _range(numbers: list[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"

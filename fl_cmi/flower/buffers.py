@@ -1,0 +1,91 @@
+"""Batch norm's buffers taken out of a strategy's hands."""
+
+from collections.abc import Iterable
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fl_cmi.ensemble import Ensemble, mean_logits
+from fl_cmi.federated.buffers import buffer_names
+from fl_cmi.flower.records import ARRAYS, REPORT, from_record, to_record, unpack_updates
+from fl_cmi.rng import stream
+from fl_cmi.sides import ServerSide
+from fl_cmi.types import ConfigError
+
+__all__ = ["SeparateBuffers"]
+
+
+class SeparateBuffers(Strategy):
+    """Any strategy that averages, of Flower's or ours, on a model of parameters alone; buffers follow their own policy.
+
+    Args:
+        strategy: Never sees a buffer.
+        side: What the server knows of the run, with the policy.
+
+    Raises:
+        ConfigError: For a strategy that needs the clients' whole models, or whose global model is no average.
+    """
+
+    def __init__(self, strategy: Strategy, side: ServerSide) -> None:
+        parameters = dict(side.student().named_parameters()).keys()
+        whole = getattr(strategy, "whole_models", False)
+        if whole or parameters <= side.sharing.method.private(side.student()):
+            does = "needs whole models" if whole else "does not average the clients' models"
+            allowed = f"null, because {type(strategy).__name__} {does}"
+            raise ConfigError("buffers", type(side.sharing.buffers).__name__, allowed)
+        self.strategy, self.side = strategy, side
+        self.names = buffer_names(side.student())
+        side.sharing.buffers.check(side.untrained_ensemble(mean_logits))
+        self.sent = ArrayRecord()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Add the shared buffers to the strategy's messages."""
+        self.sent = arrays
+        parameters = ArrayRecord({name: a for name, a in arrays.items() if name not in self.names})
+        private = self.side.sharing.private(self.side.student())
+        buffers = {name: arrays[name] for name in sorted(self.names - private)}
+        messages = list(self.strategy.configure_train(server_round, parameters, config, grid))
+        for message in messages:
+            message.content[ARRAYS] = ArrayRecord({**message.content.array_records[ARRAYS], **buffers})
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Let the strategy aggregate parameters, and the policy merge buffers."""
+        replies, side = list(replies), self.side
+        good = [reply for reply in replies if not reply.has_error()]
+        updates = unpack_updates(good)
+        for reply in good:
+            arrays = reply.content.array_records[ARRAYS]
+            parameters = {name: a for name, a in arrays.items() if name not in self.names}
+            reply.content[ARRAYS] = ArrayRecord(parameters)
+            if REPORT in reply.content and side.sharing.method.private(side.student()) <= self.names:
+                del reply.content[REPORT]  # Flower's own strategies want one record of arrays
+        new, metrics = self.strategy.aggregate_train(server_round, replies)
+        if new is None:
+            return None, metrics
+        model = side.student()
+        model.load_state_dict(from_record(ArrayRecord({**self.sent, **new}), like=model.state_dict()))
+        ensemble = Ensemble([side.teacher(update) for update in updates], mean_logits)
+        rng = stream(side.seed, "buffers", server_round)
+        states = [update.shared for update in updates]
+        merged = side.sharing.buffers.merge(ensemble, model.to(side.device), states, side.task, rng)
+        return to_record({**model.state_dict(), **merged}), metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """None: the server scores the global model."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Nothing to aggregate."""
+        return None
+
+    def summary(self) -> None:
+        """The strategy's own."""
+        self.strategy.summary()

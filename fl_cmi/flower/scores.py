@@ -1,0 +1,86 @@
+"""How good the result of a round is, in the server's hands or in the clients'."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from fl_cmi.evaluate import accuracy, predict
+from fl_cmi.sides import ServerSide
+from fl_cmi.types import State, Update
+
+__all__ = ["Scores"]
+
+
+@dataclass
+class Scores:
+    """Accuracies after each round.
+
+    Where clients share all of their models, the global model is scored on the test set. Where they keep a part (batch
+    norm's buffers, all but the head, everything), a model is the global model's tensors with the client's own ones in
+    their places, and the score is the mean over the round's clients.
+
+    Args:
+        side: What the server knows of the run.
+        own_tests: FedGen's metric besides: indices into the test set for each client (`partition.client_tests`); every
+            client scores its model on its own slice, pooled over all clients of the run. Easier than the test set: a
+            slice has the client's classes only. None: not measured.
+    """
+
+    side: ServerSide
+    own_tests: Sequence[np.ndarray] | None = None
+    private: dict[int, State] = field(default_factory=dict)
+
+    def __call__(
+        self, student: State, updates: Sequence[Update], voice: nn.Module | None = None
+    ) -> dict[str, float]:
+        """Of one round.
+
+        Args:
+            student: The new global model.
+            updates: What the round's clients sent.
+            voice: Who predicts in the global model's place (FedEnsemble), or None.
+
+        Returns:
+            `accuracy`, and `own_tests` where that is measured, in [0, 1].
+        """
+        for update in updates:
+            kept = self.side.sharing.kept(self.side.build(update.client))
+            self.private[update.client] = {name: update.state[name] for name in kept}
+        if any(self.private.values()):
+            found = [self.side.test_accuracy(self.model(u.client, student)) for u in updates]
+            scores = {"accuracy": sum(found) / len(found)}
+        else:
+            model = self.global_model(student) if voice is None else voice
+            scores = {"accuracy": self.side.test_accuracy(model)}
+        if self.own_tests is not None:
+            scores["own_tests"] = self.on_own_tests(student)
+        return scores
+
+    def on_own_tests(self, student: State) -> float:
+        """Right answers of all clients on their own slices, out of all."""
+        assert self.own_tests is not None
+        right, total = 0.0, 0
+        for client, indices in enumerate(self.own_tests):
+            if len(indices):
+                images = self.side.test.subset(torch.from_numpy(np.asarray(indices)))
+                logits = predict(self.model(client, student), images, self.side.device)
+                right += accuracy(logits, images) * len(images)
+                total += len(images)
+        return right / total if total else float("nan")
+
+    def global_model(self, student: State) -> nn.Module:
+        """As the server has it."""
+        model = self.side.student()
+        model.load_state_dict(student)
+        return model.to(self.side.device)
+
+    def model(self, client: int, student: State) -> nn.Module:
+        """As a client has it; one that never took part has its private tensors as they were at the start."""
+        model = self.side.build(client)
+        initial, kept = model.state_dict(), self.side.sharing.kept(model)
+        shared = {name: student[name] for name in initial.keys() - kept}
+        model.load_state_dict({**initial, **shared, **self.private.get(client, {})})
+        return model.to(self.side.device)
