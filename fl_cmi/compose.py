@@ -122,12 +122,8 @@ def make_partition(config: Config, data: Dataset) -> Partition:
     rng, aside = (numpy_stream(config["seed"], name) for name in ("partition", "held_out"))
     procedure = build(config["partition"], "partition")
     with fitting(config["partition"], "partition"):
-        found = hold_out(
-            data.train.y.numpy(),
-            config["held_out"],
-            aside,
-            lambda labels: procedure(labels, config["num_clients"], rng),
-        )
+        deal = functools.partial(procedure, num_clients=config["num_clients"], rng=rng)
+        found = hold_out(data.train.y.numpy(), config["held_out"], aside, deal)
     assert isinstance(found, Partition)
     return found
 

@@ -79,7 +79,7 @@ def run(
         check_architectures(config, side, strategy)
         # The clients build it, but a mistake is told before they start.
         side.sharing.method.check(build(config["local"], "local"))
-        predictor = getattr(strategy, "predictor", None)
+        method, predictor = strategy, getattr(strategy, "predictor", None)
         if config.get("buffers") is not None:
             strategy = SeparateBuffers(strategy, side)
         labels = data.train.y.numpy(), data.test.y.numpy()
@@ -102,9 +102,9 @@ def run(
     torch.set_num_threads(threads)
     with progress.phase("evaluation"):
         measured = measure(outcome, side, combine, pool)
-    measured["disclosed"] += getattr(strategy, "disclosed", ())
+    measured["disclosed"] += getattr(method, "disclosed", ())
     summary = summarize(config, outcome, measured, partition, side)
-    summary["teacher_passes"] = getattr(strategy, "teacher_passes", 0)
+    summary["teacher_passes"] = getattr(method, "teacher_passes", 0)
     # `transfer` is the sum of synthesis, distillation and evaluation.
     phases = {name: seconds for name, seconds in progress.seconds.items() if name != "transfer"}
     summary["seconds"] = {**phases, "total": time.perf_counter() - start}
@@ -134,7 +134,7 @@ def check_architectures(config: Config, side: ServerSide, strategy: Any) -> None
     sent = getattr(strategy, "sends_own_architecture", False)
     if config["local"].get("start") == "broadcast" and not sent:
         raise ConfigError("local.start", "broadcast", f"scratch or own, {why}")
-    if not getattr(strategy, "any_architecture", False):
+    if not getattr(strategy, "mixed_architectures", False):
         raise ConfigError(
             "strategy", strategy_name(config), f"fed_cmi, feddf, fed_ensemble or feddistill, {why}"
         )

@@ -89,7 +89,7 @@ def test_logits_alone_leave_the_client() -> None:
     assert played.grid.bytes_down == 6 * setting + 4 * record
 
 
-def test_own_models_of_any_architecture_learn_from_each_other() -> None:
+def test_own_models_of_mixed_architectures_learn_from_each_other() -> None:
     method, own = LabelLogits(), full_batches(start="own")
 
     def played(weight: float) -> list[Tensor]:
@@ -97,7 +97,7 @@ def test_own_models_of_any_architecture_learn_from_each_other() -> None:
         mixed = [partial(Classifier, width=3), partial(Classifier, width=5)]
         federation = Federation(Sharing(client), own, mixed=lambda k: mixed[k % 2]())
         strategy = FedDistill(client, federation.server)
-        assert strategy.any_architecture
+        assert strategy.mixed_architectures
         assert not one_architecture(federation.server)
         return [flat(update.state) for update in federation.play(strategy, 2).updates[1]]
 

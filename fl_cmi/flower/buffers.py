@@ -9,7 +9,6 @@ from flwr.serverapp.strategy import Strategy
 from fl_cmi.ensemble import Ensemble, mean_logits
 from fl_cmi.federated.buffers import buffer_names
 from fl_cmi.flower.records import ARRAYS, REPORT, from_record, to_record, unpack_updates
-from fl_cmi.flower.strategies import FedCmi
 from fl_cmi.rng import stream
 from fl_cmi.sides import ServerSide
 from fl_cmi.types import ConfigError
@@ -25,13 +24,15 @@ class SeparateBuffers(Strategy):
         side: What the server knows of the run, with the policy.
 
     Raises:
-        ConfigError: For a strategy whose global model is no average, or is none at all.
+        ConfigError: For a strategy that needs the clients' whole models, or whose global model is no average.
     """
 
     def __init__(self, strategy: Strategy, side: ServerSide) -> None:
         parameters = dict(side.student().named_parameters()).keys()
-        if isinstance(strategy, FedCmi) or parameters <= side.sharing.method.private(side.student()):
-            allowed = f"null, because {type(strategy).__name__} does not average the clients' models"
+        whole = getattr(strategy, "whole_models", False)
+        if whole or parameters <= side.sharing.method.private(side.student()):
+            does = "needs whole models" if whole else "does not average the clients' models"
+            allowed = f"null, because {type(strategy).__name__} {does}"
             raise ConfigError("buffers", type(side.sharing.buffers).__name__, allowed)
         self.strategy, self.side = strategy, side
         self.names = buffer_names(side.student())

@@ -47,7 +47,7 @@ class FedEnsemble(FedAvg):
         side: What the server knows of the run.
     """
 
-    any_architecture = sends_own_architecture = True
+    mixed_architectures = sends_own_architecture = whole_models = True
     teacher_passes = 0
     disclosed = ("server needs no images, but every client's model for each prediction",)
 

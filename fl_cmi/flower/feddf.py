@@ -11,7 +11,7 @@ from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
 from fl_cmi.bank import Draws, Shuffled
-from fl_cmi.distillation.budget import Budget, checked_budget
+from fl_cmi.distillation.budget import Budget, checked_budget, clock_called
 from fl_cmi.distillation.distiller import Distiller
 from fl_cmi.distillation.early_stopping import EarlyStopping, Stopped
 from fl_cmi.distillation.proxy import NoiseDraws, Unlabelled, surest
@@ -50,9 +50,10 @@ class FedDF(FedAvg):
         drop_worst: Whether clients that fare badly on the validation images are left out of average and ensemble.
         students: Distil `all` architectures, or only the global model's own (`student`); the others stay averages.
         budget_s: Wall seconds, > 0, of a round's distillation, shared evenly by the students; None: no limit.
+        budget_clock: What they are counted by: `wall`, or `cpu` (all threads of the process).
     """
 
-    any_architecture = sends_own_architecture = True
+    mixed_architectures = sends_own_architecture = whole_models = True
 
     def __init__(
         self,
@@ -66,6 +67,7 @@ class FedDF(FedAvg):
         drop_worst: bool = False,
         students: Literal["all", "student"] = "all",
         budget_s: float | None = None,
+        budget_clock: str = "wall",
     ) -> None:
         super().__init__(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
         if not 0 < validation_share < 1:
@@ -80,7 +82,7 @@ class FedDF(FedAvg):
             raise ConfigError("strategy.distiller", "...", "targets and loss that need no pool of images")
         self.combine, self.distiller, self.stopping, self.side = combine, distiller, stopping, side
         self.inputs, self.surest, self.drop_worst, self.students = inputs, surest, drop_worst, students
-        self.budget_s = checked_budget(budget_s)
+        self.budget_s, self.clock = checked_budget(budget_s), clock_called(budget_clock)
         self.validation, self.proxy = split(side, validation_share)
         self.prototypes = Prototypes(side)
         self.teacher_passes = 0
@@ -120,7 +122,7 @@ class FedDF(FedAvg):
             kinds += [kind for kind in renewed if kind != prototypes.own]
         draws = self.draws(ensemble)
         for number, kind in enumerate(kinds):
-            budget = Budget(None if self.budget_s is None else self.budget_s / len(kinds))
+            budget = Budget(None if self.budget_s is None else self.budget_s / len(kinds), self.clock)
             stopped = self.distil(kind, number, ensemble, draws, server_round, budget)
             side.log.write("feddf", round=server_round, student=number, **vars(stopped))
         self.teacher_passes += ensemble.passes

@@ -36,7 +36,7 @@ class FedDistill(FedAvg):
     def __init__(self, client: LabelLogits, side: ServerSide) -> None:
         super().__init__(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
         self.client, self.side = client, side
-        self.any_architecture = not client.share_model
+        self.mixed_architectures = not client.share_model
         self.logits: State | None = None
         self.sent = ArrayRecord()
 

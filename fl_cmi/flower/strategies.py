@@ -45,7 +45,7 @@ class FedCmi(FedAvg):
         side: What the server knows of the run.
     """
 
-    any_architecture = True
+    mixed_architectures = whole_models = True
     disclosed = ("server needs no images",)
 
     def __init__(
