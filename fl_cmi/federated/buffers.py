@@ -107,9 +107,9 @@ class Recalibrate(BufferPolicy):
 
         mean_l, var_l = mean over batches of each layer's batch statistics, on synthesizer(clients)
 
-    Goes with every strategy that averages, Flower's and ours. Clients send their buffers, which the synthesizer's batch-norm term needs (with `synthesizer=noise` nothing is
-    inverted and they go unused). The synthesizer is that of `fed_cmi`: every method that inverts the clients' models
-    will do, and a few batches are enough.
+    Goes with every strategy that averages, Flower's and ours. Clients send their buffers, which the synthesizer's
+    batch-norm term needs (with `synthesizer=noise` nothing is inverted and they go unused). The synthesizer is that of
+    `fed_cmi`: every method that inverts the clients' models will do, and a few batches are enough.
 
     Args:
         synthesizer: Makes the images; it starts anew with each run and goes on from round to round.
