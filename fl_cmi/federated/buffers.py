@@ -107,9 +107,9 @@ class Recalibrate(BufferPolicy):
 
         mean_l, var_l = mean over batches of each layer's batch statistics, on synthesizer(clients)
 
-    Clients send their buffers, which the synthesizer's batch-norm term needs (with `synthesizer=noise` nothing is
-    inverted and they go unused). The synthesizer is that of `fed_cmi`: every method that inverts the clients' models
-    will do, and a few batches are enough.
+    Goes with every strategy that averages, Flower's and ours. Clients send their buffers, which the synthesizer's
+    batch-norm term needs (with `synthesizer=noise` nothing is inverted and they go unused). The synthesizer is that of
+    `fed_cmi`: every method that inverts the clients' models will do, and a few batches are enough.
 
     Args:
         synthesizer: Makes the images; it starts anew with each run and goes on from round to round.
@@ -144,6 +144,7 @@ def recalibrate(model: nn.Module, batches: Sequence[torch.Tensor]) -> None:
         batches: Images in [0, 1], at least two each.
     """
     layers, was_training = batch_norm_layers(model), model.training
+    device = next(model.parameters()).device
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
@@ -151,7 +152,7 @@ def recalibrate(model: nn.Module, batches: Sequence[torch.Tensor]) -> None:
     model.train()
     with torch.no_grad():
         for x in batches:
-            model(x)
+            model(x.to(device))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     model.train(was_training)

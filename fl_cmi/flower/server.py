@@ -44,9 +44,15 @@ class Outcome:
 
 
 def serve(
-    grid: Grid, strategy: Strategy, side: ServerSide, config: Config, threads: int, scores: Scores
+    grid: Grid,
+    strategy: Strategy,
+    side: ServerSide,
+    config: Config,
+    threads: int,
+    scores: Scores | None = None,
 ) -> Outcome:
-    """Run all rounds of `strategy` on `grid`."""
+    """Run all rounds of `strategy` on `grid`; `scores` measures each (None: accuracy alone)."""
+    measure = Scores(side) if scores is None else scores
     # Thread counts belong to the calling thread, and Flower's engine calls from a thread of its own.
     torch.set_num_threads(threads)
     outcome = Outcome()
@@ -60,7 +66,7 @@ def serve(
             return None
         outcome.student = from_record(arrays, initial)
         with side.progress.phase("evaluation"):
-            found = scores(outcome.student, outcome.updates)
+            found = measure(outcome.student, outcome.updates)
         outcome.accuracies.append(found["accuracy"])
         if "own_tests" in found:
             outcome.own_tests.append(found["own_tests"])
