@@ -154,6 +154,17 @@ def test_travel_is_the_papers_norm(momentum: float, mu: float, steps: int) -> No
     assert travel.distance == pytest.approx(RATE * norm, rel=1e-9)
 
 
+@pytest.mark.parametrize("method", [ControlVariates(), CountedSteps()])
+def test_a_client_that_did_not_move_says_so(method: Any) -> None:
+    """Its changes would be divided by 0, and the global model be lost without a word."""
+    still = LocalTraining(partial(torch.optim.SGD, lr=0.0), steps=2)
+    federation = Federation(Sharing(method), still, OneLayer)
+    side = federation.server
+    strategy = Scaffold(method, side, 4) if isinstance(method, ControlVariates) else FedNova(method, side)
+    with pytest.raises(RuntimeError, match=r"moved the weights by 0 .* learning rate above 0"):
+        federation.play(strategy, 2)
+
+
 @pytest.mark.parametrize(("momentum", "mu"), [(0.0, 0.0), (0.8, 0.0), (0.0, 0.4)])
 def test_fednova_is_equation_6(momentum: float, mu: float) -> None:
     """Clients of unequal steps: batches of two, one pass."""

@@ -36,8 +36,18 @@ class Travel:
 
     @property
     def distance(self) -> float:
-        """`sum_j a_j` so far."""
-        return -self.probe.item()
+        """`sum_j a_j` so far.
+
+        Raises:
+            RuntimeError: If it is not positive: changes of the weights cannot be divided by it.
+        """
+        found = 0.0 - self.probe.item()
+        if not found > 0:
+            raise RuntimeError(
+                f"a gradient of 1 would have moved the weights by {found:g} in local training; set a learning rate above 0"
+                " (a schedule that begins at 0 needs more than one step), but below 1 / proximal_mu"
+            )
+        return found
 
 
 def _settings(optimizer: Optimizer) -> dict[str, object]:
