@@ -1,5 +1,6 @@
 """FedDistill: the means, the loss, and what leaves a client."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -122,3 +123,7 @@ def test_mistakes_are_named() -> None:
         LabelLogits(share_model=True).check(full_batches(start="own"))
     with pytest.raises(ConfigError, match=r"^strategy\.client\.weight=-1"):
         LabelLogits(weight=-1)
+    secretive = replace(Federation(Sharing(), full_batches()).server, share_label_counts=False)
+    with pytest.raises(ConfigError, match=r"^strategy\.client\.share_counts=True: false"):
+        FedDistill(LabelLogits(share_counts=True), secretive)
+    FedDistill(LabelLogits(), secretive)

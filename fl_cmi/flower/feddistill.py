@@ -11,7 +11,7 @@ from fl_cmi.federated.feddistill import LOGITS, LabelLogits, global_logits
 from fl_cmi.flower.records import unpack_updates
 from fl_cmi.flower.sending import complete, shared_part, with_records
 from fl_cmi.sides import ServerSide
-from fl_cmi.types import State
+from fl_cmi.types import ConfigError, State
 
 __all__ = ["FedDistill"]
 
@@ -35,6 +35,9 @@ class FedDistill(FedAvg):
 
     def __init__(self, client: LabelLogits, side: ServerSide) -> None:
         super().__init__(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
+        if client.share_counts and not side.share_label_counts:
+            allowed = "false, because clients keep their label counts (share_label_counts=false)"
+            raise ConfigError("strategy.client.share_counts", True, allowed)
         self.client, self.side = client, side
         self.mixed_architectures = not client.share_model
         self.logits: State | None = None
