@@ -101,7 +101,8 @@ def run(
         backend.run(json.dumps(config), partition, config["num_clients"], rounds)
     torch.set_num_threads(threads)
     with progress.phase("evaluation"):
-        measured = measure(outcome, side, combine, pool)
+        # What a rule has learnt is in the strategy's own; FedDF has another rule than the run.
+        measured = measure(outcome, side, getattr(method, "combine", combine), pool)
     measured["disclosed"] += getattr(method, "disclosed", ())
     summary = summarize(config, outcome, measured, partition, side)
     summary["teacher_passes"] = getattr(method, "teacher_passes", 0)

@@ -17,6 +17,7 @@ from test_methods import shrink
 import fl_cmi.report.folder
 import fl_cmi.simulate
 from fl_cmi.compose import compose_config, dataset
+from fl_cmi.ensemble import mean_logits
 from fl_cmi.evaluate import accuracy, predict
 from fl_cmi.flower.fed_ensemble import FedEnsemble, Vote
 from fl_cmi.flower.local_backend import LocalGrid
@@ -69,6 +70,24 @@ def composed(overrides: tuple[str, ...]) -> dict[str, Any]:
 
 def simulate(folder: Path, *overrides: str) -> dict[str, Any]:
     return run(copy.deepcopy(composed(overrides)), folder)
+
+
+def test_the_ensemble_of_the_summary_is_by_the_methods_own_rule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the weights that Co-Boosting has learnt, and by FedDF's mean of logits whatever `combine` is."""
+    rules = []
+    measure = fl_cmi.simulate.measure
+
+    def watched(outcome: Any, side: Any, combine: Any, pool: Any) -> dict[str, Any]:
+        rules.append(combine)
+        return measure(outcome, side, combine, pool)
+
+    monkeypatch.setattr(fl_cmi.simulate, "measure", watched)
+    simulate(tmp_path / "boosting", *METHODS["co_boosting"])
+    simulate(tmp_path / "feddf", *FEDDF)
+    assert rules[0].weights(3).tolist() != pytest.approx([1 / 3] * 3)
+    assert rules[1].func is mean_logits
 
 
 @pytest.mark.parametrize("name", METHODS)
