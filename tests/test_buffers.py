@@ -23,12 +23,16 @@ from fl_cmi.federated.buffers import (
     weighted_mean,
 )
 from fl_cmi.federated.feddistill import LabelLogits
+from fl_cmi.federated.fedgen import LatentRegularized
+from fl_cmi.federated.fedgen_server import GeneratorTraining
 from fl_cmi.federated.scaffold import ControlVariates
 from fl_cmi.federated.sharing import Sharing
 from fl_cmi.flower.buffers import SeparateBuffers
 from fl_cmi.flower.corrected import Scaffold
 from fl_cmi.flower.feddistill import FedDistill
+from fl_cmi.flower.fedgen import FedGen
 from fl_cmi.flower.scores import Scores
+from fl_cmi.models.latent import LatentGenerator
 from fl_cmi.synthesis.noise import Noise
 from fl_cmi.types import ConfigError
 
@@ -184,6 +188,23 @@ def test_strategies_without_an_average_refuse() -> None:
         SeparateBuffers(FedDistill(method, made.server), made.server)
 
 
+@pytest.mark.parametrize("policy", [Average(), Recalibrate(Noise(8)), Drop()])
+def test_what_never_leaves_the_clients_cannot_be_merged(policy: BufferPolicy) -> None:
+    """FedGen's shared head: the server must not touch what only the report has; `keep_local` says the same."""
+    method = LatentRegularized(partial(LatentGenerator, width=4, num_noise=2), share="head")
+
+    def wrapped(policy: BufferPolicy) -> SeparateBuffers:
+        made = Federation(Sharing(method, policy), full_batches(), partial(Classifier, norm=True))
+        training = GeneratorTraining(partial(torch.optim.Adam, lr=0.01), steps=2, batch_size=4)
+        return SeparateBuffers(FedGen(method, training, made.server), made.server)
+
+    with pytest.raises(
+        ConfigError, match=r"^buffers=\w+: null or keep_local, because clients of this FedGen"
+    ):
+        wrapped(policy)
+    wrapped(KeepLocal())
+
+
 def test_scores_are_taken_where_the_model_is() -> None:
     """With private buffers a client is scored with its own ones; one that never came has the initial ones."""
     made = federation(KeepLocal(), clients_per_round=2)
@@ -204,3 +225,18 @@ def test_scores_are_taken_where_the_model_is() -> None:
     assert found["accuracy"] == pytest.approx(float(sum(right[k].mean() for k in taking) / 2))
     pooled = sum(right[k][5 * k : 5 * k + 5].sum() for k in range(4)) / 20
     assert found["own_tests"] == pytest.approx(float(pooled))
+
+
+def test_where_nothing_is_private_own_slices_are_scored_as_the_test_set_is() -> None:
+    """By the strategy's predictor where it has one, and by the global model whatever network a client trains."""
+    mixed = federation(BufferPolicy(), mixed=lambda k: Classifier(width=3 + k % 2))
+    constant = torch.nn.Linear(4, 3)
+    with torch.no_grad():
+        constant.weight.zero_()
+        constant.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
+    slices = [torch.arange(5 * k, 5 * k + 5).numpy() for k in range(4)]
+    side, state = mixed.server, Classifier(norm=True, seed=4).state_dict()
+    for predictor in (None, lambda: torch.nn.Sequential(torch.nn.Flatten(), constant)):
+        found = Scores(side, predictor, own_tests=slices)(state, [])
+        assert found["own_tests"] == pytest.approx(found["accuracy"]), "the slices make up the test set"
+    assert found["accuracy"] == pytest.approx(float((side.test.y == 1).double().mean()))

@@ -24,18 +24,22 @@ class SeparateBuffers(Strategy):
         side: What the server knows of the run, with the policy.
 
     Raises:
-        ConfigError: For a strategy that needs the clients' whole models, or whose global model is no average.
+        ConfigError: For a strategy that needs the clients' whole models, whose global model is no average, or whose
+            clients keep the buffers anyway, unless the policy is that they do.
     """
 
     def __init__(self, strategy: Strategy, side: ServerSide) -> None:
-        parameters = dict(side.student().named_parameters()).keys()
-        whole = getattr(strategy, "whole_models", False)
-        if whole or parameters <= side.sharing.method.private(side.student()):
-            does = "needs whole models" if whole else "does not average the clients' models"
-            allowed = f"null, because {type(strategy).__name__} {does}"
-            raise ConfigError("buffers", type(side.sharing.buffers).__name__, allowed)
-        self.strategy, self.side = strategy, side
-        self.names = buffer_names(side.student())
+        model, policy = side.student(), side.sharing.buffers
+        self.strategy, self.side, self.names = strategy, side, buffer_names(model)
+        private, name = side.sharing.method.private(model), type(strategy).__name__
+        if getattr(strategy, "whole_models", False):
+            raise ConfigError("buffers", type(policy).__name__, f"null, because {name} needs whole models")
+        if dict(model.named_parameters()).keys() <= private:
+            allowed = f"null, because {name} does not average the clients' models"
+            raise ConfigError("buffers", type(policy).__name__, allowed)
+        if self.names & private and not self.names <= policy.kept(model):
+            allowed = f"null or keep_local, because clients of this {name} keep their buffers"
+            raise ConfigError("buffers", type(policy).__name__, allowed)
         side.sharing.buffers.check(side.untrained_ensemble(mean_logits))
         self.sent = ArrayRecord()
 

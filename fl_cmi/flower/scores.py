@@ -52,8 +52,7 @@ class Scores:
             found = [self.side.test_accuracy(self.model(u.client, student)) for u in updates]
             scores = {"accuracy": sum(found) / len(found)}
         else:
-            model = self.global_model(student) if self.predictor is None else self.predictor()
-            scores = {"accuracy": self.side.test_accuracy(model.to(self.side.device))}
+            scores = {"accuracy": self.side.test_accuracy(self.shared_model(student))}
         if self.own_tests is not None:
             scores["own_tests"] = self.on_own_tests(student)
         return scores
@@ -70,16 +69,20 @@ class Scores:
                 total += len(images)
         return right / total if total else float("nan")
 
-    def global_model(self, student: State) -> nn.Module:
-        """As the server has it."""
+    def shared_model(self, student: State) -> nn.Module:
+        """Who predicts where clients keep nothing: the global model, or what the strategy has in its place."""
+        if self.predictor is not None:
+            return self.predictor().to(self.side.device)
         model = self.side.student()
         model.load_state_dict(student)
         return model.to(self.side.device)
 
     def model(self, client: int, student: State) -> nn.Module:
-        """As a client has it; one that never took part has its private tensors as they were at the start."""
+        """Who predicts for a client; one that never took part has its private tensors as they were at the start."""
         model = self.side.build(client)
         initial, kept = model.state_dict(), self.side.sharing.kept(model)
+        if not kept:  # its own network may be of another architecture than the global model
+            return self.shared_model(student)
         shared = {name: student[name] for name in initial.keys() - kept}
         model.load_state_dict({**initial, **shared, **self.private.get(client, {})})
         return model.to(self.side.device)
