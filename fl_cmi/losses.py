@@ -8,7 +8,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["entropy", "info_nce", "js_divergence", "kl_divergence", "label_log_prior", "soft_cross_entropy"]
+__all__ = [
+    "entropy",
+    "info_nce",
+    "js_divergence",
+    "kl_divergence",
+    "label_log_prior",
+    "pairwise_diversity",
+    "soft_cross_entropy",
+]
 
 
 def kl_divergence(
@@ -93,6 +101,28 @@ def info_nce(
     """
     positives = torch.arange(len(queries), device=queries.device)
     return F.cross_entropy(queries @ keys.T / temperature, positives, reduction="none")
+
+
+def pairwise_diversity(
+    made: Float[Tensor, "batch ..."], noise: Float[Tensor, "batch latents"]
+) -> Float[Tensor, ""]:
+    """`exp( -1/B^2 sum_ij mean|x_i - x_j| * mean (z_i - z_j)^2 )`, all pairs, i = j included; in (0, 1].
+
+    1 where all that was made is the same.
+
+    References:
+        Zhu, Hong, Zhou 2021 (FedGen), arXiv 2105.10056, released code, on features; Zhang et al. 2022 (FedFTG), arXiv
+        2203.09249, on images.
+
+    Args:
+        made: x, what a generator made.
+        noise: z, what it was made of.
+    """
+    flat = made.flatten(1)
+    apart_BB = torch.cdist(flat, flat, p=1.0) / flat.shape[1]
+    # Not by cdist: its square root has an infinite slope at i = j.
+    noise_BB = (noise[:, None] - noise[None]).square().mean(dim=2)
+    return (-(apart_BB * noise_BB).mean()).exp()
 
 
 def label_log_prior(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fl_cmi.ensemble import Combine, Ensemble
 from fl_cmi.evaluate import accuracy, predict
+from fl_cmi.federated.buffers import weighted_mean
 from fl_cmi.federated.sharing import Sharing
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
@@ -96,13 +97,8 @@ class ServerSide:
 
     def average(self, updates: Sequence[Update]) -> State | None:
         """`sum_k n_k w_k / sum_k n_k` over parameters and buffers; None where architectures differ."""
-        if not same_tensors(update.state for update in updates):
-            return None
-        total = sum(update.num_examples for update in updates)
-        return {
-            name: sum(u.state[name].double() * (u.num_examples / total) for u in updates).to(value.dtype)  # type: ignore[union-attr]
-            for name, value in updates[0].state.items()
-        }
+        states = [update.state for update in updates]
+        return weighted_mean(states, [u.num_examples for u in updates]) if same_tensors(states) else None
 
     def test_accuracy(self, model: nn.Module) -> float:
         """Share of test images that `model` gets right, in [0, 1]."""

@@ -20,10 +20,11 @@ from fl_cmi.distillation.schedules import SameBatch
 from fl_cmi.distillation.targets import Owners
 from fl_cmi.distillation.transfer import transfer
 from fl_cmi.ensemble import owner_weights
+from fl_cmi.losses import pairwise_diversity
 from fl_cmi.models.tanh_generator import TanhGenerator
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
-from fl_cmi.synthesis.fedftg import FedFtgGenerator, fidelity, hard_samples, pairwise_diversity
+from fl_cmi.synthesis.fedftg import FedFtgGenerator, fidelity, hard_samples
 from fl_cmi.types import ConfigError
 
 ADAM = partial(torch.optim.Adam, lr=0.01)
@@ -49,7 +50,7 @@ def test_losses_agree_with_the_loops_and_their_gradients() -> None:
         (partial(hard_samples, **both), partial(reference.hard_samples, **both), student),
         (kl, partial(reference.hard_samples_kl, **both), student),
         (partial(fidelity, **labelled), partial(reference.fidelity, **labelled), teacher),
-        (partial(pairwise_diversity, z=z), partial(reference.pairwise_diversity, z=z), x),
+        (partial(pairwise_diversity, noise=z), partial(reference.pairwise_diversity, z=z), x),
     ]
     for ours, naive, argument in pairs:
         one, other = argument.clone().requires_grad_(), argument.clone().requires_grad_()
@@ -83,6 +84,8 @@ def test_the_mean_loss_meets_the_mean_weight() -> None:
 def test_diversity_is_one_where_all_is_alike_and_falls_with_distance() -> None:
     x, z = rows(1, 0, 9).repeat(4, 1), rows(4, 1)
     assert pairwise_diversity(x, z) == 1
+    apart = (rows(4, 0, 9).requires_grad_(), rows(4, 1).requires_grad_())
+    assert torch.autograd.gradcheck(pairwise_diversity, apart)
     near, far = (pairwise_diversity(rows(4, 0, 9) * scale, z) for scale in (1.0, 2.0))
     assert 0 < far < near < 1
     torch.testing.assert_close(far, near**2)  # linear in the exponent

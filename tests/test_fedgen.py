@@ -11,9 +11,10 @@ from small_federation import CLASSES, CPU, SIZES, TASK, Classifier, Federation, 
 from torch import Tensor
 from torch.nn import functional as F
 
+from fl_cmi.ensemble import owner_weights
 from fl_cmi.federated.buffers import KeepLocal
 from fl_cmi.federated.fedgen import GENERATOR, LABELS, LAST, LatentRegularized
-from fl_cmi.federated.fedgen_losses import diversity, label_weights, mean_logits_teacher, weighted_teacher
+from fl_cmi.federated.fedgen_losses import mean_logits_teacher, weighted_teacher
 from fl_cmi.federated.fedgen_server import GeneratorTraining, LabelCounts
 from fl_cmi.federated.method import Visit
 from fl_cmi.federated.sharing import Sharing
@@ -75,18 +76,10 @@ def test_noise_is_as_told() -> None:
 # ---------------------------------------------------------------------------------------------- the losses
 
 
-def test_diversity_is_the_loops_and_1_for_copies() -> None:
-    eps, z = randn(5, 4), randn(5, 3, seed=1)
-    torch.testing.assert_close(diversity(eps, z), reference_federated.diversity(eps, z))
-    assert diversity(eps, z[:1].expand(5, 3)) == 1
-    assert diversity(eps, 10 * z) < diversity(eps, z)
-    assert torch.autograd.gradcheck(diversity, (eps.requires_grad_(), z.requires_grad_()))
-
-
 def test_teacher_losses_are_the_loops() -> None:
     logits, y = randn(3, 4, CLASSES), torch.tensor([0, 2, 1, 2])
     counts = [[5.0, 1, 1], [1.0, 1, 4], [2.0, 0, 3]]
-    weights = label_weights(torch.tensor(counts, dtype=torch.float64))
+    weights = owner_weights(torch.tensor(counts, dtype=torch.int64)).T
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(CLASSES, dtype=torch.float64))
     wanted = reference_federated.weighted_teacher(logits, y.tolist(), counts)
     torch.testing.assert_close(weighted_teacher(logits, y, weights), wanted)
@@ -99,10 +92,6 @@ def test_teacher_losses_are_the_loops() -> None:
     alone = torch.ones(CLASSES, 1, dtype=torch.float64)
     for loss in (weighted_teacher, mean_logits_teacher):
         torch.testing.assert_close(loss(logits[:1], y, alone), F.cross_entropy(logits[0], y))
-
-
-def test_a_class_of_nobody_has_no_weight() -> None:
-    assert label_weights(torch.tensor([[0.0, 1.0], [0.0, 3.0]])).tolist() == [[0, 0], [0.25, 0.75]]
 
 
 # ---------------------------------------------------------------------------------------------- the client

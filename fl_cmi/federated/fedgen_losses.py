@@ -1,6 +1,6 @@
-"""FedGen's losses of the generator: pure functions.
+"""What FedGen's generator learns from the clients' heads: pure functions.
 
-Shape letters: K client heads, B batch, C classes, D features, E noise.
+Shape letters: K client heads, B batch, C classes.
 """
 
 import torch
@@ -8,29 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["diversity", "label_weights", "mean_logits_teacher", "weighted_teacher"]
-
-
-def diversity(eps: Float[Tensor, "batch noise"], z: Float[Tensor, "batch features"]) -> Float[Tensor, ""]:
-    """`exp( -1/B^2 sum_ij mean_d|z_id - z_jd| mean_e (eps_ie - eps_je)^2 )`, in (0, 1]: 1 where all z are the same.
-
-    All pairs count, i = j included.
-
-    References:
-        Zhu, Hong, Zhou 2021 (FedGen), arXiv 2105.10056, as in the released code.
-
-    Args:
-        eps: Noise that the features were made of.
-        z: The features.
-    """
-    apart_BB = (z[:, None] - z[None]).abs().mean(dim=2)
-    noise_BB = (eps[:, None] - eps[None]).square().mean(dim=2)
-    return (-(apart_BB * noise_BB).mean()).exp()
-
-
-def label_weights(counts_KC: Float[Tensor, "clients classes"]) -> Float[Tensor, "classes clients"]:
-    """`W[c, k] = n_k(c) / sum_j n_j(c)`: a client's share of a class; 0 for classes that nobody has."""
-    return (counts_KC / counts_KC.sum(dim=0).clamp(min=torch.finfo(counts_KC.dtype).tiny)).T
+__all__ = ["mean_logits_teacher", "weighted_teacher"]
 
 
 def weighted_teacher(

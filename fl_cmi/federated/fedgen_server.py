@@ -8,7 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fl_cmi.federated.fedgen_losses import diversity, label_weights, weighted_teacher
+from fl_cmi.ensemble import owner_weights
+from fl_cmi.federated.fedgen_losses import weighted_teacher
+from fl_cmi.losses import pairwise_diversity
 from fl_cmi.models.latent import LatentGenerator
 from fl_cmi.types import ConfigError
 
@@ -124,7 +126,7 @@ class GeneratorTraining:
             self.optimizer = self.make_optimizer(generator.parameters())
         device = generator.out.weight.device
         prior = counts.prior(self.labels)
-        weights_CK = label_weights(torch.stack(list(counts.last.values())).float()).to(device)
+        weights_CK = owner_weights(torch.stack(list(counts.last.values()))).float().T.to(device)
         for head in heads:
             head.eval().requires_grad_(False)
         generator.train()
@@ -134,7 +136,7 @@ class GeneratorTraining:
             eps = generator.draw(self.batch_size, rng, device)
             z = generator(eps, y)
             sure = self.teacher(torch.stack([head(z) for head in heads]), y, weights_CK)
-            alike = diversity(eps, z)
+            alike = pairwise_diversity(z, eps)
             self.optimizer.zero_grad(set_to_none=True)
             (self.teacher_weight * sure + self.diversity_weight * alike).backward()
             self.optimizer.step()

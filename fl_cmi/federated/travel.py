@@ -44,8 +44,8 @@ class Travel:
         found = 0.0 - self.probe.item()
         if not found > 0:
             raise RuntimeError(
-                f"a gradient of 1 would have moved the weights by {found:g} in local training; set a learning rate above 0"
-                " (a schedule that begins at 0 needs more than one step), but below 1 / proximal_mu"
+                f"a gradient of 1 would have moved the weights by {found:g} in local training; set a learning rate"
+                " above 0 (a schedule that begins at 0 needs more than one step), but below 1 / proximal_mu"
             )
         return found
 

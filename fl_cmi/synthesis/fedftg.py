@@ -15,14 +15,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fl_cmi.ensemble import Ensemble, owner_weights
-from fl_cmi.losses import kl_divergence
+from fl_cmi.losses import kl_divergence, pairwise_diversity
 from fl_cmi.models.generator import ImageGenerator
 from fl_cmi.synthesis.inversion import Inverted, finite, frozen
 from fl_cmi.synthesis.source import MakeOptimizer, TrainedGenerator
 from fl_cmi.synthesis.synthesizers import checked_batch_size
 from fl_cmi.types import ConfigError, Task
 
-__all__ = ["FedFtgGenerator", "fidelity", "hard_samples", "pairwise_diversity"]
+__all__ = ["FedFtgGenerator", "fidelity", "hard_samples"]
 
 Logits = Float[Tensor, "batch classes"]
 PerSample = Float[Tensor, " batch"]
@@ -44,19 +44,6 @@ def hard_samples(
 def fidelity(teacher: Logits, y: Int[Tensor, " batch"], weight: PerSample) -> Float[Tensor, ""]:
     """`CE(t, y) * 1/B sum_i W_i`: the mean loss times the mean weight, as in the code, and not the mean of products."""
     return F.cross_entropy(teacher, y) * weight.mean()
-
-
-def pairwise_diversity(x: Float[Tensor, "batch ..."], z: Float[Tensor, "batch latents"]) -> Float[Tensor, ""]:
-    """`exp( -1/B^2 sum_ij mean|x_i - x_j| * mean (z_i - z_j)^2 )`, over all pairs, i = j included; in (0, 1].
-
-    References:
-        Zhu, Hong, Zhou 2021 (FedGen), arXiv 2105.10056, released code, on latents; FedFTG: on images.
-    """
-    flat = x.flatten(1)
-    images_BB = torch.cdist(flat, flat, p=1.0) / flat.shape[1]
-    # Not by cdist: its square root has an infinite slope at i = j.
-    latents_BB = (z[:, None] - z[None]).square().mean(dim=2)
-    return (-(images_BB * latents_BB).mean()).exp()
 
 
 class FedFtgGenerator:
