@@ -106,8 +106,8 @@ class ServerSide:
 
 
 def architecture(state: Mapping[str, Tensor]) -> Architecture:
-    """What the model is, apart from its weights."""
-    return tuple((name, tuple(value.shape)) for name, value in state.items())
+    """What the model is, apart from its weights, in whatever order they come."""
+    return tuple(sorted((name, tuple(value.shape)) for name, value in state.items()))
 
 
 def same_tensors(states: Iterable[Mapping[str, Tensor]]) -> bool:

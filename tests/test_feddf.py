@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import reference_server as reference
 import torch
+from by_hand import train_messages
+from flwr.clientapp import ClientApp
 from tiny import SHAPE, TASK, ensemble, images, network, rng
 from torch import nn
 
@@ -20,7 +22,10 @@ from fl_cmi.distillation.kl import KL
 from fl_cmi.distillation.proxy import NoiseDraws, Unlabelled, surest
 from fl_cmi.ensemble import mean_logits
 from fl_cmi.flower.feddf import FedDF, split, worth_keeping
+from fl_cmi.flower.local_backend import LocalGrid
+from fl_cmi.flower.participation import Participation
 from fl_cmi.flower.prototypes import Prototypes
+from fl_cmi.flower.records import from_record
 from fl_cmi.losses import entropy
 from fl_cmi.partition import Partition, hold_out, iid
 from fl_cmi.report.metrics import MetricsLog
@@ -246,6 +251,19 @@ def test_each_architecture_is_averaged_by_its_own_clients(tmp_path: Path) -> Non
     torch.testing.assert_close(found.states[kinds[0]]["classifier.weight"], start + 3.0)  # (1*0 + 3*4) / 4
     assert found.states[kinds[1]] is before
     assert architecture(found.model(kinds[2]).state_dict()) == kinds[2]
+
+
+def test_clients_of_an_architecture_get_the_same_content(tmp_path: Path) -> None:
+    """Grids put each content into the object store once; order of the tensors does not make an architecture."""
+    found = Prototypes(side_of(tmp_path, "teachers=mixed", "num_clients=5"))
+    grid = Participation(LocalGrid(ClientApp(), 5), num_clients=5, seed=0)
+    sent = list(found.addressed(train_messages(range(5)), grid))
+    assert [message.metadata.dst_node_id for message in sent] == list(range(5))
+    assert sent[0].content is sent[4].content
+    assert len({id(message.content) for message in sent}) == 4
+    for client, message in enumerate(sent):
+        state = from_record(message.content.array_records["arrays"])
+        assert architecture(dict(reversed(state.items()))) == found.of_client(client)
 
 
 def test_one_architecture_needs_one_prototype(tmp_path: Path) -> None:

@@ -65,11 +65,14 @@ class Prototypes:
         """The same messages, each client's with the prototype of its architecture where the grid knows who it is."""
         if not self.mixed or not isinstance(grid, Participation):
             return messages
-        return [self.readdressed(message, grid.client_of(message)) for message in messages]
-
-    def readdressed(self, message: Message, client: int) -> Message:
-        """One message, with the client's own prototype."""
-        content = RecordDict(dict(message.content.items()))
-        content[ARRAYS] = to_record(self.states[self.of_client(client)])
-        about = message.metadata
-        return Message(content=content, dst_node_id=about.dst_node_id, message_type=about.message_type)
+        contents: dict[Architecture, RecordDict] = {}
+        sent = []
+        for message in messages:
+            kind, about = self.of_client(grid.client_of(message)), message.metadata
+            if (
+                kind not in contents
+            ):  # one for all clients of an architecture, as grids send each content once
+                contents[kind] = RecordDict(dict(message.content.items()))
+                contents[kind][ARRAYS] = to_record(self.states[kind])
+            sent.append(Message(contents[kind], about.dst_node_id, about.message_type))
+        return sent
