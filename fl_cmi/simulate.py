@@ -78,7 +78,7 @@ def run(
                     strategy = strategy(side=side)
         check_architectures(config, side, strategy)
         # The clients build it, but a mistake is told before they start.
-        side.sharing.method.check(build(config["local"], "local"))
+        side.sharing.check(build(config["local"], "local"), side.student())
         method, predictor = strategy, getattr(strategy, "predictor", None)
         if config.get("buffers") is not None:
             strategy = SeparateBuffers(strategy, side)

@@ -205,6 +205,16 @@ def test_what_never_leaves_the_clients_cannot_be_merged(policy: BufferPolicy) ->
     wrapped(KeepLocal())
 
 
+def test_buffers_stay_where_training_begins_with_the_servers_model() -> None:
+    own, normed = full_batches(start="own"), Classifier(norm=True)
+    for policy in (KeepLocal(), Drop()):
+        with pytest.raises(ConfigError, match=r"^local\.start=own: broadcast, because buffers="):
+            Sharing(buffers=policy).check(own, normed)
+        Sharing(buffers=policy).check(full_batches(), normed)
+        Sharing(buffers=policy).check(own, Classifier())
+    Sharing(buffers=Average()).check(own, normed)
+
+
 def test_scores_are_taken_where_the_model_is() -> None:
     """With private buffers a client is scored with its own ones; one that never came has the initial ones."""
     made = federation(KeepLocal(), clients_per_round=2)

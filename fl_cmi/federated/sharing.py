@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from fl_cmi.federated.buffers import BufferPolicy
-from fl_cmi.federated.method import ClientMethod
+from fl_cmi.federated.method import ClientMethod, from_broadcast
+from fl_cmi.training import LocalTraining
 
 __all__ = ["Sharing"]
 
@@ -21,6 +22,13 @@ class Sharing:
 
     method: ClientMethod = field(default_factory=ClientMethod)
     buffers: BufferPolicy = field(default_factory=BufferPolicy)
+
+    def check(self, local: LocalTraining, model: nn.Module) -> None:
+        """Raise ConfigError where this local training of `model` does not go with the method or the policy."""
+        self.method.check(local)
+        if self.buffers.private(model):
+            policy = type(self.buffers).__name__
+            from_broadcast(local, f"buffers={policy} tells with which buffers the server's model is trained")
 
     def private(self, model: nn.Module) -> frozenset[str]:
         """Names of the tensors that never leave a client."""
