@@ -188,7 +188,7 @@ def test_where_a_rounds_student_begins_and_whether_images_last(tmp_path: Path) -
     ):
         folder = tmp_path / f"{start}-{keep}"
         choices = (f"strategy.student_start={start}", f"strategy.keep_pool={keep}")
-        digests.add(simulate(folder, "rounds=2", *choices)["digest"])
+        digests.add(simulate(folder, "rounds=2", "schedule.steps=1", *choices)["digest"])
         log = MetricsLog.read(folder / "metrics.jsonl")
         sizes[start, keep] = [row["num_images"] for row in log if row["event"] == "synthesis"]
     assert len(digests) == 4
