@@ -22,7 +22,18 @@ from typing import Any
 from fl_cmi.compose import compose_config
 from fl_cmi.report.summary import json_safe
 
-__all__ = ["BusyError", "Cell", "Launch", "Result", "Value", "carry_out", "cores", "launch", "launcher", "sweep"]
+__all__ = [
+    "BusyError",
+    "Cell",
+    "Launch",
+    "Result",
+    "Value",
+    "carry_out",
+    "cores",
+    "launch",
+    "launcher",
+    "sweep",
+]
 
 Value = str | int | float
 
@@ -57,7 +68,13 @@ class Cell:
     @property
     def command(self) -> list[str]:
         """What runs it."""
-        return [sys.executable, "-m", f"fl_cmi.{self.program}", *self.overrides, f"hydra.run.dir={self.folder}"]
+        return [
+            sys.executable,
+            "-m",
+            f"fl_cmi.{self.program}",
+            *self.overrides,
+            f"hydra.run.dir={self.folder}",
+        ]
 
     def config(self) -> dict[str, Any]:
         """Its configuration, as a summary tells it."""
@@ -160,7 +177,9 @@ def sweep(
             for future in as_completed(begun):
                 number = begun[future]
                 done[number] = result = future.result()
-                said = result if isinstance(result, str) else f"{100 * result['student']['accuracy_last']:.2f} %"
+                said = (
+                    result if isinstance(result, str) else f"{100 * result['student']['accuracy_last']:.2f} %"
+                )
                 print(f"{len(done)}/{len(cells)}  {cells[number].name}: {said}", flush=True)
                 after([(cells[n], done[n]) for n in sorted(done)])
         except BaseException:
