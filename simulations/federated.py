@@ -1,11 +1,10 @@
 """The federated methods that the benchmarks compare, each a list of Hydra overrides of `python -m fl_cmi.simulate`.
 
 Losses, sources and rules are those of `conf/strategy` and `conf/method`. What is cut is size, as in
-`simulations.methods`: the papers' generators and batches are for a GPU. Where a round has a budget, time ends it, and the
-number of epochs is out of reach.
+`simulations.methods`: the papers' generators and batches are for a GPU. Where a round has a budget, time ends it, and
+the number of epochs is out of reach.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from simulations.methods import ENDLESS, SMALL_BATCH, SMALL_GENERATOR, generator, pool

@@ -85,7 +85,12 @@ def plot(
 
 def series(axes: Axes, rows: Rows, column: str, method: str, place: int, points: bool) -> None:
     """A method's mean over seeds and its standard deviation, at each value of the column or at the mean of it."""
-    style = {"color": COLORS[place % len(COLORS)], "label": method, "linewidth": 1.4, "capsize": 2}
+    style: dict[str, Any] = {
+        "color": COLORS[place % len(COLORS)],
+        "label": method,
+        "linewidth": 1.4,
+        "capsize": 2,
+    }
     style |= {"marker": MARKERS[place // len(COLORS) % len(MARKERS)], "markersize": 4}
     groups: dict[Any, list[float]] = {}
     for row in rows:

@@ -216,8 +216,8 @@ def spread(values: Sequence[float], factor: float = 1.0, places: int = 2, plus_m
 
 
 EXPLANATION = (
-    "Accuracy on test images after the last round, mean +- standard deviation over seeds; gap: points below the ensemble of"
-    " the last round's clients; MB: sent to and from all clients; server: synthesis, distillation and averaging of"
+    "Accuracy on test images after the last round, mean +- standard deviation over seeds; gap: points below the"
+    " ensemble of the last round's clients; MB: sent to and from all clients; server: synthesis, distillation and averaging of"
     " all rounds; p: paired t-test over seeds against the best other method with no larger budget (3 seeds or more)."
 )
 
@@ -227,7 +227,8 @@ def markdown(command: str, rows: Rows) -> str:
     heads, lines, same = table(rows)
     budgets = sorted({row["budget_cpu_s"] for row in rows if row.get("budget_cpu_s")})
     facts = [f"{key} {value}" for key, value in same.items() if value != ""]
-    facts += [f"{budget:g} CPU seconds of the server in a round" for budget in budgets]
+    if budgets:
+        facts.append(f"{' or '.join(f'{b:g}' for b in budgets)} CPU seconds of the server in a round")
     hours = sum(row.get("total_s") or 0.0 for row in rows) / 3600
     text = [f"`{command}`", "", f"{'; '.join(facts)}; {hours:.1f} hours of runs. {EXPLANATION}", ""]
     text += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
@@ -238,8 +239,8 @@ def markdown(command: str, rows: Rows) -> str:
         for row in rows
         if not row["failure"]
     }
-    for where, found in hashes.items():
-        text.append(f"- {' '.join(f'{key} {value}' for key, value in where if value != '')}: `{found[:16]}`")
+    for at, found in hashes.items():
+        text.append(f"- {' '.join(f'{key} {value}' for key, value in at if value != '')}: `{found[:16]}`")
     failed = [row for row in rows if row["failure"]]
     if failed:
         text += ["", "Failed:", ""]

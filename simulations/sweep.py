@@ -79,7 +79,7 @@ class Cell:
     def config(self) -> dict[str, Any]:
         """Its configuration, as a summary tells it."""
         with composing:
-            return json.loads(json.dumps(json_safe(compose_config(self.overrides, self.program))))
+            return dict(json.loads(json.dumps(json_safe(compose_config(self.overrides, self.program)))))
 
     def result(self) -> dict[str, Any] | None:
         """The summary of a finished run of the very same configuration; None if there is none."""
@@ -157,7 +157,7 @@ def carry_out(cell: Cell, limit: float | None, run: Launch) -> Result:
 def sweep(
     cells: Sequence[Cell],
     run: Launch,
-    after: Callable[[list[tuple[Cell, Result]]], None],
+    after: Callable[[list[tuple[Cell, Result]]], object],
     limit: Callable[[Cell], float | None] = lambda cell: None,
     jobs: int = 1,
 ) -> list[tuple[Cell, Result]]:
