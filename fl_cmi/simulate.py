@@ -29,6 +29,7 @@ from fl_cmi.flower.participation import ClientFailure
 from fl_cmi.flower.scores import Scores
 from fl_cmi.flower.server import Outcome, serve
 from fl_cmi.flower.strategies import FedCmi, one_architecture
+from fl_cmi.flower.teacher_cache import TeacherCache
 from fl_cmi.last_step import check_last_step, last_step
 from fl_cmi.measures import measure_pool
 from fl_cmi.partition import Partition, client_tests
@@ -87,6 +88,8 @@ def run(
         scores = Scores(side, predictor, slices)
         if compressor is not None:
             check_last_step(compressor, side, strategy)
+        folder = config.get("teacher_cache")
+        cache = None if folder is None else TeacherCache(folder, config, partition, data, side)
         backend = build(config["backend"], "backend") if backend is None else backend
     counts = partition.counts(data.train.y.numpy(), data.train.num_classes)
     log.write("partition", counts=counts, **partition.manifest())
@@ -94,7 +97,7 @@ def run(
 
     def rounds(grid: Any) -> None:
         nonlocal outcome
-        outcome = serve(grid, strategy, side, config, threads, scores)
+        outcome = serve(grid, strategy, side, config, threads, scores, cache)
 
     pool = strategy.pool if isinstance(strategy, FedCmi) else None
     with saving_on_failure(pool, run_dir):
@@ -108,6 +111,9 @@ def run(
     summary["teacher_passes"] = getattr(method, "teacher_passes", 0)
     # `transfer` is the sum of synthesis, distillation and evaluation.
     phases = {name: seconds for name, seconds in progress.seconds.items() if name != "transfer"}
+    summary["teacher_cache"] = None if cache is None else cache.status
+    # Clients that were not trained took no time, however long it was to wait for another run to train them.
+    phases |= {} if cache is None or cache.status != "hit" else {"local": phases.get("local", 0.0)}
     summary["seconds"] = {**phases, "total": time.perf_counter() - start}
     log.write("summary", **{key: summary[key] for key in ("student", "ensemble", "average", "gap")})
     if compressor is not None and pool is not None:
@@ -195,6 +201,7 @@ def summarize(
         "bytes": {"up": outcome.bytes_up, "down": outcome.bytes_down},
         "partition": partition.manifest(),
         "failures": outcome.failures,
+        "server_seconds": outcome.server_seconds,
         "strategy": strategy_name(config),
         "rounds": config["rounds"],
         "device": str(side.device),

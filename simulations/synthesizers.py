@@ -11,23 +11,17 @@ named in the table and stops no other. Overrides that follow apply to all runs, 
 """
 
 import argparse
-import json
 import shlex
-import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from fl_cmi.compose import compose_config
-from fl_cmi.report.summary import json_safe
-from fl_cmi.report.units import percent
 from simulations.methods import METHODS
+from simulations.sweep import Cell, Launch, Result, carry_out, launch, sweep
 from simulations.tables import write_tables
 
-__all__ = ["Cell", "main"]
+__all__ = ["main"]
 
 SETTING = [
     "data=fashion_mnist",
@@ -45,84 +39,16 @@ UNTAUGHT += ["schedule=grow_pool", "schedule.epochs=1", "schedule.batches=1", "s
 """For the run that only trains the teacher."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One run.
-
-    Args:
-        method: Name of its row.
-        seed: Of the student and the images; the teacher is the same for all.
-        overrides: Of `python -m fl_cmi.distill`.
-        folder: Where it goes.
-    """
-
-    method: str
-    seed: int
-    overrides: tuple[str, ...]
-    folder: Path
-
-    @property
-    def command(self) -> list[str]:
-        """What runs it."""
-        return [sys.executable, "-m", "fl_cmi.distill", *self.overrides, f"hydra.run.dir={self.folder}"]
-
-    def result(self) -> dict[str, Any] | None:
-        """The summary of a finished run of the very same configuration; None if there is none."""
-        try:
-            summary = json.loads((self.folder / "summary.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            return None
-        wanted = json.loads(json.dumps(json_safe(compose_config(self.overrides, "distill"))))
-        return dict(summary) if summary.get("config") == wanted else None
-
-
-Launch = Callable[[Cell, float | None], str | None]
-"""Runs a cell, for at most so many seconds if given; why it failed, or None."""
-
-
-def launch(cell: Cell, limit: float | None) -> str | None:
-    """Run a cell in a process of its own, its output into `output.txt`."""
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    with (cell.folder / "output.txt").open("w", encoding="utf-8") as output:
-        try:
-            done = subprocess.run(
-                cell.command, stdout=output, stderr=subprocess.STDOUT, timeout=limit, check=False
-            )
-        except subprocess.TimeoutExpired:
-            return f"stopped after {limit:.0f} s"
-    if done.returncode == 0:
-        return None
-    lines = (cell.folder / "output.txt").read_text(encoding="utf-8").split("\n")
-    said = [line for line in lines if line.strip()] or [f"exit code {done.returncode}"]
-    return ([line for line in said if line.startswith("fl_cmi: ")] or said)[-1]
-
-
-def carry_out(cell: Cell, limit: float | None, run: Launch) -> dict[str, Any] | str:
-    """The cell's summary, from before or from a run now; or why there is none."""
-    try:
-        found = cell.result()
-        if found is None:
-            # What a run that failed had logged would mix with the new one's.
-            shutil.rmtree(cell.folder, ignore_errors=True)
-            failure = run(cell, limit)
-            if failure is not None:
-                return failure
-            found = cell.result()
-    except Exception as error:  # whatever it is, the other cells go on
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return "wrote no summary of this configuration" if found is None else found
-
-
 def plan(options: argparse.Namespace) -> tuple[Cell, list[Cell]]:
     """The teacher's run, and one for every method and seed."""
     shared = [*SETTING, *options.overrides, f"threads={options.threads}"]
     folder = options.out.resolve()
-    teacher = Cell("teacher", 0, (*shared, *UNTAUGHT), folder / "teacher")
+    cell = partial(Cell, program="distill")
+    teacher = cell({"method": "teacher"}, (*shared, *UNTAUGHT), folder / "teacher")
     given = f"teacher.checkpoint={folder / 'teacher' / 'teacher.safetensors'}"
     return teacher, [
-        Cell(
-            method,
-            seed,
+        cell(
+            {"method": method, "seed": seed},
             (
                 *shared,
                 given,
@@ -174,17 +100,15 @@ def main(arguments: Sequence[str] | None = None, run: Launch = launch) -> int:
     if isinstance(trained, str):
         print(f"teacher: {trained}", file=sys.stderr)
         return 1
-    results: list[tuple[str, int, dict[str, Any] | str]] = []
-    table = ""
-    for number, cell in enumerate(cells, start=1):
-        result = carry_out(cell, limit, run)
-        results.append((cell.method, cell.seed, result))
-        # After every run, so that a look at the tables never has to wait for the last one.
-        table = write_tables(options.out, trained, results, options.budget)
-        said = result if isinstance(result, str) else f"student {percent(result['student']['accuracy_last'])}"
-        print(f"{number}/{len(cells)}  {cell.method}, seed {cell.seed}: {said}", flush=True)
-    print(f"\n{table}")
-    return 1 if any(isinstance(result, str) for _, _, result in results) else 0
+
+    def tell(results: list[tuple[Cell, Result]]) -> str:
+        named = [(str(cell.where["method"]), int(cell.where["seed"]), result) for cell, result in results]
+        return write_tables(options.out, trained, named, options.budget)
+
+    # After every run, so that a look at the tables never has to wait for the last one.
+    results = sweep(cells, run, tell, lambda cell: limit)
+    print(f"\n{tell(results)}")
+    return 1 if any(isinstance(result, str) for _, result in results) else 0
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from fl_cmi.ensemble import Ensemble
 from fl_cmi.types import Task, Teacher
 from simulations import synthesizers
 from simulations.methods import METHODS
-from simulations.synthesizers import Cell, launch, main
+from simulations.sweep import Cell, carry_out, launch
+from simulations.synthesizers import main
 from simulations.tables import COLUMNS, write_tables
 
 TINY = [
@@ -36,8 +37,8 @@ class Here:
         self.cells: list[str] = []
 
     def __call__(self, cell: Cell, limit: float | None) -> str | None:
-        self.cells.append(f"{cell.method}-{cell.seed}")
-        if cell.method == self.failing:
+        self.cells.append("-".join(map(str, cell.where.values())))
+        if cell.where["method"] == self.failing:
             return "fl_cmi: broken on purpose"
         run(compose_config(cell.overrides, "distill"), cell.folder)
         return None
@@ -62,7 +63,7 @@ def test_runs_are_resumed_and_tabled(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "teacher").mkdir()
     (tmp_path / "teacher" / "metrics.jsonl").write_text("torn")
     assert compare(tmp_path, here, "--methods", "second") == 0
-    assert here.cells == ["teacher-0", "second-0"]
+    assert here.cells == ["teacher", "second-0"]
     # The teacher and the run of before stay; what is new is run.
     assert compare(tmp_path, here, "--methods", "second", "--seeds", "0", "1") == 0
     assert here.cells[2:] == ["second-1"]
@@ -87,7 +88,7 @@ def test_runs_are_resumed_and_tabled(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_a_failing_run_hides_no_other(tmp_path: Path) -> None:
     here = Here(failing="first")
     assert compare(tmp_path, here, "--methods", "first", "second") == 1
-    assert here.cells == ["teacher-0", "first-0", "second-0"]
+    assert here.cells == ["teacher", "first-0", "second-0"]
     table = (tmp_path / "synthesizers.md").read_text(encoding="utf-8")
     assert "- first, seed 0: fl_cmi: broken on purpose" in table
     assert "| second | 1 |" in table
@@ -98,9 +99,9 @@ def test_a_method_that_does_not_compose_is_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(synthesizers, "METHODS", {"gone": ["synthesizer=gone"]})
-    cell = Cell("gone", 0, ("synthesizer=gone",), tmp_path)
+    cell = Cell({"method": "gone"}, ("synthesizer=gone",), tmp_path, "distill")
     (tmp_path / "summary.json").write_text("{}")
-    assert "gone" in str(synthesizers.carry_out(cell, None, Here()))
+    assert "gone" in str(carry_out(cell, None, Here()))
     assert compare(tmp_path / "all", Here(failing="teacher"), "--methods", "gone") == 1
     assert "teacher: fl_cmi: broken" in capsys.readouterr().err
 

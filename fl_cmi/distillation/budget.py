@@ -7,7 +7,7 @@ from typing import Any
 
 from fl_cmi.types import ConfigError
 
-__all__ = ["Budget", "Clock", "checked_budget", "clock_called"]
+__all__ = ["CLOCKS", "Budget", "Clock", "checked_budget", "clock_called"]
 
 Clock = Callable[[], float]
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from flwr.app import Message, MessageType, RecordDict
@@ -21,13 +22,16 @@ from fl_cmi.report.progress import Phase
 from fl_cmi.rng import numpy_stream
 from fl_cmi.types import ConfigError, Update
 
-__all__ = ["ClientFailure", "Failure", "Observer", "OnFailure", "Participation"]
+__all__ = ["ClientFailure", "Failure", "Observer", "OnFailure", "Participation", "Remember"]
 
 OnFailure = Literal["fail", "drop"]
 """Stop the run at the first round with a failed client, or go on without that client."""
 
 Observer = Callable[[int, list[Update]], None]
 """Sees the round's number and its updates, sorted by partition id."""
+
+Remember = Callable[[Mapping[int, Message], Callable[[list[Message]], list[Message]]], list[Message]]
+"""Replies to messages by client, got by the function that asks clients or from before."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class Participation(Grid):
         observer: Called with each round's good updates, before the strategy sees them.
         exchanging: Shows an exchange with so many clients: it advances with each reply, good or not, as it
             comes (on a foreign grid, when all are there).
+        remember: Answers for clients whose answer is known; None: all are asked.
         start_timeout: Seconds to wait for the clients at the start.
 
     Attributes:
@@ -98,6 +103,7 @@ class Participation(Grid):
         on_client_failure: OnFailure = "fail",
         observer: Observer | None = None,
         exchanging: Callable[[int], AbstractContextManager[Phase]] | None = None,
+        remember: Remember | None = None,
         start_timeout: float = 300.0,
     ) -> None:
         size = num_clients if clients_per_round is None else clients_per_round
@@ -108,6 +114,7 @@ class Participation(Grid):
             raise ConfigError("on_client_failure", on_client_failure, "fail or drop")
         self._grid, self._num_clients, self._size, self._seed = grid, num_clients, size, seed
         self._on_client_failure, self._observer, self._exchanging = on_client_failure, observer, exchanging
+        self._remember = remember
         self._clients = _partition_ids(grid, num_clients, start_timeout)
         self._nodes = {client: node for node, client in self._clients.items()}
         self._rounds_done = 0
@@ -148,7 +155,10 @@ class Participation(Grid):
         receivers = [self._receiver(message) for message in messages]
         assert len(set(receivers)) == len(receivers), "a client gets two messages at once"
         self.bytes_down += sum(map(content_bytes, messages))
-        answered = {self._sender(reply): reply for reply in self._exchange(messages, timeout)}
+        ask = partial(self._exchange, timeout=timeout)
+        by_client = dict(zip(receivers, messages, strict=True))
+        replies = ask(messages) if self._remember is None else self._remember(by_client, ask)
+        answered = {self._sender(reply): reply for reply in replies}
         good = [answered[k] for k in receivers if k in answered and not answered[k].has_error()]
         failures = [
             Failure(self.current_round, client, _reason(answered.get(client)))

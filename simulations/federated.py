@@ -1,0 +1,58 @@
+"""The federated methods that the benchmarks compare, each a list of Hydra overrides of `python -m fl_cmi.simulate`.
+
+Losses, sources and rules are those of `conf/strategy` and `conf/method`. What is cut is size, as in
+`simulations.methods`: the papers' generators and batches are for a GPU. Where a round has a budget, time ends it, and
+the number of epochs is out of reach.
+"""
+
+from dataclasses import dataclass
+
+from simulations.methods import ENDLESS, SMALL_BATCH, SMALL_GENERATOR, generator, pool
+
+__all__ = ["METHODS", "Method"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of a table.
+
+    Args:
+        overrides: What it is.
+        budget: How many budgets of server time it has in a round; 0 for a server that only averages.
+    """
+
+    overrides: tuple[str, ...]
+    budget: float = 1.0
+
+
+def averaging(strategy: str, *more: str) -> Method:
+    """The server needs no time to speak of."""
+    return Method((f"strategy={strategy}", *more), budget=0.0)
+
+
+OURS = ("experiment=fmnist_oneshot", *ENDLESS[:1])
+
+METHODS: dict[str, Method] = {
+    "fedavg": averaging("fedavg"),
+    "fedprox": averaging("fedprox"),
+    "scaffold": averaging("scaffold", "local.optimizer.momentum=0"),
+    "fednova": averaging("fednova"),
+    "fed_ensemble": averaging("fed_ensemble"),
+    "fedgen": averaging("fedgen"),
+    "fedgen_paper": averaging("fedgen_paper"),
+    "feddf": Method(("strategy=feddf",)),
+    "f_adi": Method(("method=f_adi", "synthesizer.inversion.steps=100", *pool(steps=80)[1:])),
+    "f_dafl": Method(tuple(generator("f_dafl"))),
+    "dense": Method(("method=dense", *SMALL_GENERATOR, *SMALL_BATCH, *ENDLESS)),
+    "co_boosting": Method(("method=co_boosting", *SMALL_GENERATOR, *SMALL_BATCH, *ENDLESS)),
+    "fedftg": Method(
+        (
+            "method=fedftg",
+            "synthesizer.generator.width=16",
+            "schedule.iterations=1000000",
+            "schedule.evaluate_every=1000000",
+        )
+    ),
+    "fed_cmi": Method(OURS),
+    "fed_cmi_x4": Method(OURS, budget=4.0),
+}

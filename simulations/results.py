@@ -1,0 +1,275 @@
+"""What a sweep of federated runs found: tidy CSV, tables in markdown and LaTeX, plots."""
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from scipy.stats import ttest_rel
+
+from fl_cmi.report.metrics import MetricsLog
+from simulations.plots import draw
+from simulations.sweep import Cell, Result, Value
+
+__all__ = ["Line", "lines_of", "p_value", "row_of", "spread", "write_results"]
+
+Rows = Sequence[dict[str, Any]]
+
+LEAST = 3
+"""Seeds below which no test is made."""
+
+FORMATS: dict[str, tuple[float, int]] = {
+    "accuracy": (100, 2),
+    "ensemble": (100, 2),
+    "gap": (100, 2),
+    "average": (100, 2),
+    "megabytes": (1, 1),
+    "server_wall_s": (1, 0),
+    "server_cpu_s": (1, 0),
+}
+"""Columns of the table: factor and decimals."""
+
+HEADS = {
+    "accuracy": "student %",
+    "ensemble": "ensemble %",
+    "gap": "gap",
+    "average": "average %",
+    "megabytes": "MB",
+    "server_wall_s": "server s",
+    "server_cpu_s": "server CPU s",
+}
+
+
+def row_of(cell: Cell, result: Result) -> dict[str, Any]:
+    """One line of the CSV; shares are fractions of 1, seconds are those of the whole run."""
+    if isinstance(result, str):
+        return {**cell.where, "failure": result}
+    server, seconds, sent = result["server_seconds"], result["seconds"], result["bytes"]
+    return {
+        **cell.where,
+        "accuracy": result["student"]["accuracy_last"],
+        "accuracy_best_round": result["student"]["accuracy_best"],
+        "ensemble": result["ensemble"]["accuracy"],
+        "average": result["average"]["accuracy"],
+        "gap": result["gap"],
+        "own_tests": result["own_tests"],
+        "rounds": result["rounds"],
+        "bytes_up": sent["up"],
+        "bytes_down": sent["down"],
+        "megabytes": (sent["up"] + sent["down"]) / 1e6,
+        "budget_cpu_s": result["config"]["strategy"].get("budget_s"),
+        "server_wall_s": server["wall"],
+        "server_cpu_s": server["cpu"],
+        "local_s": seconds.get("local"),
+        "total_s": seconds["total"],
+        "teacher_cache": result["teacher_cache"],
+        "dropped_clients": len(result["failures"]),
+        "partition_hash": result["partition"]["hash"],
+        "threads": result["threads"]["server"],
+        "device": result["device"],
+        "commit": result["commit"],
+        "digest": result["digest"],
+        "failure": "",
+    }
+
+
+def write_results(out: Path, command: str, results: Sequence[tuple[Cell, Result]]) -> str:
+    """Write `results.csv`, `rounds.csv` where there are several, `table.md`, `table.tex` and plots; the markdown.
+
+    Args:
+        out: The folder.
+        command: What made them.
+        results: Of all runs so far.
+    """
+    rows = [row_of(cell, result) for cell, result in results]
+    write_csv(out / "results.csv", rows)
+    rounds = [
+        {**cell.where, "round": event["round"], "bytes": event["bytes"], "accuracy": event["accuracy"]}
+        for cell, result in results
+        if not isinstance(result, str) and result["rounds"] > 1
+        for event in MetricsLog.read(cell.folder / "metrics.jsonl")
+        if event["event"] == "round"
+    ]
+    if rounds:
+        write_csv(out / "rounds.csv", rounds)
+    text = markdown(command, rows)
+    (out / "table.md").write_text(text, encoding="utf-8")
+    (out / "table.tex").write_text(latex(command, rows), encoding="utf-8")
+    draw(out, [row for row in rows if not row["failure"]], rounds)
+    return text
+
+
+def write_csv(path: Path, rows: Rows) -> None:
+    """A line a row; columns in the order in which they first come."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = list(dict.fromkeys(key for row in rows for key in row if key != "failure"))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        ends = ["failure"] if any("failure" in row for row in rows) else []
+        writer = csv.DictWriter(file, [*columns, *ends])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def setting_of(row: Mapping[str, Any]) -> dict[str, Value]:
+    """Where a method met its rivals."""
+    return {key: row[key] for key in ("partition", "alpha", "clients")}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A method in one setting, over seeds.
+
+    Args:
+        setting: Partition, alpha, clients.
+        method: Its name.
+        rows: Of its runs that came to an end, by seed.
+        failed: How many did not.
+        p: Of a two-sided paired t-test over seeds against the best rival; None where it says nothing.
+    """
+
+    setting: Mapping[str, Value]
+    method: str
+    rows: Mapping[int, Mapping[str, Any]]
+    failed: int
+    p: float | None = None
+
+    def values(self, name: str) -> list[float]:
+        """One column over seeds; runs without it are left out."""
+        return [float(row[name]) for row in self.rows.values() if row[name] is not None]
+
+    @property
+    def accuracy(self) -> float:
+        """The mean, -1 without runs."""
+        return fmean(self.values("accuracy")) if self.rows else -1.0
+
+    @property
+    def budget(self) -> float:
+        """Of the server in a round, 0 without."""
+        return max((row["budget_cpu_s"] or 0.0 for row in self.rows.values()), default=0.0)
+
+
+def lines_of(rows: Rows) -> list[Line]:
+    """The table's lines: by setting, the best student first."""
+    settings = list(dict.fromkeys(tuple(setting_of(row).items()) for row in rows))
+    lines = []
+    for setting in settings:
+        here = [row for row in rows if tuple(setting_of(row).items()) == setting]
+        found = []
+        for method in dict.fromkeys(str(row["method"]) for row in here):
+            own = [row for row in here if row["method"] == method]
+            good = {int(row["seed"]): row for row in own if not row["failure"]}
+            found.append(Line(dict(setting), method, good, len(own) - len(good)))
+        tested = [replace(line, p=against_best(line, found)) for line in found]
+        lines += sorted(tested, key=lambda line: -line.accuracy)
+    return lines
+
+
+def against_best(line: Line, lines: Iterable[Line]) -> float | None:
+    """The p-value against the best of the others that had no larger budget."""
+    budget = line.budget if line.budget else math.inf
+    rivals = [
+        other for other in lines if other.method != line.method and other.rows and other.budget <= budget
+    ]
+    if not rivals:
+        return None
+    best = max(rivals, key=lambda rival: rival.accuracy)
+    seeds = sorted(line.rows.keys() & best.rows.keys())
+    return p_value(*([a.rows[seed]["accuracy"] for seed in seeds] for a in (line, best)))
+
+
+def p_value(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
+    """Of the two-sided paired t-test; None for fewer than 3 pairs, or where all differences are the same."""
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    if len(differences) < LEAST or max(differences) - min(differences) < 1e-12:
+        return None
+    return float(ttest_rel(ours, theirs).pvalue)
+
+
+def table(rows: Rows, plus_minus: str = "+-") -> tuple[list[str], list[list[str]], dict[str, Value]]:
+    """Heads, lines of text, and what is the same for all lines."""
+    lines = lines_of(rows)
+    first = lines[0].setting
+    same = {key: first[key] for key in first if all(line.setting[key] == first[key] for line in lines)}
+    heads = [key for key in first if key not in same]
+    found = [
+        [
+            *(str(line.setting[key]) for key in heads),
+            line.method,
+            f"{len(line.rows)} ({line.failed} failed)" if line.failed else str(len(line.rows)),
+            *(spread(line.values(name), *FORMATS[name], plus_minus) for name in FORMATS),
+            "-" if line.p is None else f"{line.p:.3f}",
+        ]
+        for line in lines
+    ]
+    return [*heads, "method", "seeds", *HEADS.values(), "p"], found, same
+
+
+def spread(values: Sequence[float], factor: float = 1.0, places: int = 2, plus_minus: str = "+-") -> str:
+    """The mean, with the sample's standard deviation where there are several; - for none."""
+    if not values:
+        return "-"
+    mean = f"{factor * fmean(values):,.{places}f}"
+    return mean if len(values) < 2 else f"{mean} {plus_minus} {factor * stdev(values):,.{places}f}"
+
+
+EXPLANATION = (
+    "Accuracy on test images after the last round, mean +- standard deviation over seeds; gap: points below the"
+    " ensemble of the last round's clients; MB: sent to and from all clients; server: synthesis, distillation and averaging of"
+    " all rounds; p: paired t-test over seeds against the best other method with no larger budget (3 seeds or more)."
+)
+
+
+def markdown(command: str, rows: Rows) -> str:
+    """The table with what it takes to make it again, and the failures."""
+    heads, lines, same = table(rows)
+    budgets = sorted({row["budget_cpu_s"] for row in rows if row.get("budget_cpu_s")})
+    facts = [f"{key} {value}" for key, value in same.items() if value != ""]
+    if budgets:
+        facts.append(f"{' or '.join(f'{b:g}' for b in budgets)} CPU seconds of the server in a round")
+    hours = sum(row.get("total_s") or 0.0 for row in rows) / 3600
+    text = [f"`{command}`", "", f"{'; '.join(facts)}; {hours:.1f} hours of runs. {EXPLANATION}", ""]
+    text += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    text += ["| " + " | ".join(line) + " |" for line in lines]
+    text += ["", "Partitions (sha256):", ""]
+    hashes = {
+        (*setting_of(row).items(), ("seed", row["seed"])): row["partition_hash"]
+        for row in rows
+        if not row["failure"]
+    }
+    for at, found in hashes.items():
+        text.append(f"- {' '.join(f'{key} {value}' for key, value in at if value != '')}: `{found[:16]}`")
+    failed = [row for row in rows if row["failure"]]
+    if failed:
+        text += ["", "Failed:", ""]
+        for row in failed:
+            where = " ".join(
+                f"{k} {v}" for k, v in {**setting_of(row), "seed": row["seed"]}.items() if v != ""
+            )
+            text.append(f"- {row['method']}, {where}: {row['failure']}")
+    return "\n".join(text) + "\n"
+
+
+def latex(command: str, rows: Rows) -> str:
+    """The table for `booktabs`; failures are in the column of seeds."""
+    heads, lines, _ = table(rows, r"$\pm$")
+    text = [
+        f"% {command}",
+        rf"\begin{{tabular}}{{{'l' * (len(heads) - len(FORMATS) - 1)}{'r' * (len(FORMATS) + 1)}}}",
+    ]
+    text += [r"\toprule", " & ".join(map(escaped, heads)) + r" \\", r"\midrule"]
+    before = None
+    for line in lines:
+        setting = line[: heads.index("method")]
+        if before is not None and setting != before:
+            text.append(r"\midrule")
+        before = setting
+        text.append(" & ".join(map(escaped, line)) + r" \\")
+    return "\n".join([*text, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def escaped(text: str) -> str:
+    """As LaTeX wants it."""
+    return text.replace("%", r"\%").replace("_", r"\_")
