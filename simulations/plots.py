@@ -68,7 +68,7 @@ def plot(
             axes.set_xticks(sorted({row[column] for row in here}))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.xaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
         axes.set_xlabel(label)
         axes.set_title(", ".join(f"{key} {v}" for key, v in zip(rest, panel, strict=True) if v != ""), size=9)
         axes.grid(color="#eaeef2")

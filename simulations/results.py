@@ -218,8 +218,8 @@ def spread(values: Sequence[float], factor: float = 1.0, places: int = 2, plus_m
 EXPLANATION = (
     "Accuracy on test images after the last round, mean +- standard deviation over seeds; gap: points below the"
     " ensemble of the last round's clients; MB: sent to and from all clients; server: synthesis, distillation and"
-    " averaging of all rounds; p: paired t-test over seeds against the best other method"
-    " with no larger budget (3 seeds or more)."
+    " averaging of all rounds; p: paired t-test over seeds against the best other method with no larger budget"
+    " (3 seeds or more)."
 )
 
 
