@@ -8,7 +8,7 @@ import torch
 from fl_cmi.nodes import check_nodes
 from fl_cmi.types import ConfigError
 
-__all__ = ["check", "check_distillation", "check_integer", "pick_device"]
+__all__ = ["check", "check_distillation", "check_integer", "check_truth", "pick_device"]
 
 Config = dict[str, Any]
 
@@ -28,9 +28,10 @@ def check(config: Config) -> None:
         raise ConfigError("clients_per_round", config["clients_per_round"], most)
     if config["on_client_failure"] not in ("fail", "drop"):
         raise ConfigError("on_client_failure", config["on_client_failure"], "fail or drop")
-    for key in ("share_label_counts", "own_tests", "save_pool"):
-        if not isinstance(config[key], bool):
-            raise ConfigError(key, config[key], "true or false")
+    starts = ("previous", "average", "prototype", "scratch")
+    if config["student_start"] not in starts:
+        raise ConfigError("student_start", config["student_start"], f"one of {', '.join(starts)}")
+    check_truth(config, "share_label_counts", "own_tests", "save_pool")
     pick_device(config["device"])
     check_nodes(config)
 
@@ -72,6 +73,13 @@ def check_integer(config: Config, key: str, least: int | None, optional: bool = 
         return
     if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
         raise ConfigError(key, value, "an integer" + ("" if least is None else f" >= {least}"))
+
+
+def check_truth(config: Config, *keys: str) -> None:
+    """Raise ConfigError unless these top-level values are true or false."""
+    for key in keys:
+        if not isinstance(config[key], bool):
+            raise ConfigError(key, config[key], "true or false")
 
 
 def pick_device(name: str) -> torch.device:

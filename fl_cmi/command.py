@@ -2,27 +2,36 @@
 
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from fl_cmi.compose import Config, config_folder, plain_config
+from fl_cmi.nodes import as_typed
 from fl_cmi.types import ConfigError
 
 __all__ = ["carry_out", "command_line"]
 
 Run = Callable[[Config, Path, str], dict[str, Any]]
 """From a configuration, the run folder and the command line to what `summary.json` holds."""
+
+Prepare = Callable[[DictConfig, Sequence[str]], DictConfig]
+"""From what Hydra composed and its overrides to what is run."""
+
+INTERRUPTED = 130
+"""What a shell calls a process that Ctrl-C ended."""
 
 
 def carry_out(
@@ -31,6 +40,7 @@ def carry_out(
     run: Run,
     show: Callable[[dict[str, Any], Console], None],
     *failures: type[Exception],
+    prepare: Prepare | None = None,
 ) -> float:
     """Hydra's task: one run in the folder that Hydra made for it; its table, and last the folder alone.
 
@@ -43,18 +53,23 @@ def carry_out(
         run: Does the work.
         show: Prints the summary.
         failures: Exceptions whose message tells all.
+        prepare: Completes the configuration before it is resolved, if given.
 
     Returns:
         The student's last test accuracy, for sweepers.
     """
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    command = shlex.join(["python", "-m", f"fl_cmi.{name}", *HydraConfig.get().overrides.task])
+    overrides = list(HydraConfig.get().overrides.task)
+    command = shlex.join(["python", "-m", f"fl_cmi.{name}", *overrides])
     expected: tuple[type[Exception], ...] = (FloatingPointError, *failures)
+    plain: Config = {}
     try:
-        summary = run(plain_config(config), run_dir, command)
+        refuse_new_keys(overrides)
+        plain = plain_config(config if prepare is None else prepare(config, overrides))
+        summary = run(plain, run_dir, command)
     except ConfigError as error:
         discard(run_dir)
-        fail(str(error), 2)
+        fail(str(as_typed(error, plain)), 2)
     except expected as error:
         fail(str(error), 1)
     show(summary, Console())
@@ -62,6 +77,14 @@ def carry_out(
     accuracy_last = summary["student"]["accuracy_last"]
     assert isinstance(accuracy_last, float)
     return accuracy_last
+
+
+def refuse_new_keys(overrides: Sequence[str]) -> None:
+    """Raise ConfigError for a key that is added to the top level, where nobody would read it."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if re.fullmatch(r"\++\w+", key) and not (config_folder() / key.lstrip("+")).is_dir():
+            raise ConfigError(key, value, "a key of the configuration (see --help); nothing reads a new one")
 
 
 def discard(run_dir: Path) -> None:
@@ -79,16 +102,47 @@ def discard(run_dir: Path) -> None:
 
 
 def command_line(name: str, job: Callable[[DictConfig], float]) -> None:
-    """Run `job` on `conf/<name>.yaml` and the command line's overrides; one line and exit code 2 if they do not fit."""
+    """Run `job` on `conf/<name>.yaml` and the command line's overrides; one line and exit code 2 if they do not fit.
+
+    Ctrl-C is one line as well, and exit code 130; what the run has written stays.
+    """
     # Hydra would print its own errors over several lines and exit with 1; with this it raises them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     program = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=name)(job)
     try:
+        check_arguments(sys.argv[1:])
+        # Behind an override, Hydra's parser would take what follows -m for something else.
+        sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
         program()
+    except KeyboardInterrupt:
+        fail("interrupted", INTERRUPTED)
+    except ConfigError as error:
+        fail(str(error), 2)
+    except InstantiationException:
+        raise  # of a job, and no mistake of the user's
     except (HydraException, OmegaConfBaseException) as error:
         if isinstance(error.__cause__, ConfigError):
             fail(str(error.__cause__), 2)
-        fail(" ".join(str(error).split()), 2)
+        # What follows is advice to add a key, which nothing would read, or the search path.
+        said = re.split(r"\s+To append to your|\s+Config search path", str(error))[0]
+        advice = "" if said == str(error) else f" python -m fl_cmi.{name} --help shows all keys."
+        fail(" ".join(said.split()) + advice, 2)
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Leave, or raise ConfigError, for an option or a choice that there is not: Hydra would say it in many lines."""
+    _, unknown = get_args_parser().parse_known_args(list(arguments))
+    for option in unknown:
+        if option.startswith("-"):
+            fail(f"{option}: key=value without dashes, -m for several runs, or --help", 2)
+    for argument in arguments:
+        key, equals, chosen = argument.partition("=")
+        group = config_folder() / key.partition("@")[0].lstrip("+")
+        if equals and key and group.is_dir():
+            choices = sorted(path.stem for path in group.glob("*.yaml"))
+            for value in chosen.split(","):
+                if re.fullmatch(r"[\w.-]+", value) and value not in (*choices, "null"):
+                    raise ConfigError(key, value, f"one of {', '.join(choices)}")
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -83,8 +83,9 @@ def build(node: Any, key: str, **late: Any) -> Any:
             cause = cause.__cause__
         if cause is not None:
             raise cause from None
-        if isinstance(error.__cause__, TypeError):
-            raise ConfigError(key, node.get("_target_"), f"other arguments: {error.__cause__}") from None
+        if isinstance(error.__cause__, TypeError | ValueError):
+            reason = " ".join(str(error.__cause__).split())
+            raise ConfigError(key, node.get("_target_"), f"other arguments: {reason}") from None
         raise
 
 

@@ -7,23 +7,18 @@ python -m fl_cmi.compress model=resnet8 model.checkpoint=model.safetensors compr
 
 import json
 import os
-import shlex
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 from safetensors.torch import save_file
 
-from fl_cmi.checks import pick_device
-from fl_cmi.command import discard, fail
-from fl_cmi.compose import Config, build, config_folder, dataset, make_model, plain_config, task
+from fl_cmi.checks import check_integer, check_truth, pick_device
+from fl_cmi.command import carry_out, command_line
+from fl_cmi.compose import Config, build, dataset, make_model, task
 from fl_cmi.compression.stage import FineTuning, Stage, alone
 from fl_cmi.data.dataset import Dataset
 from fl_cmi.models.checkpoint import load_weights
@@ -96,15 +91,10 @@ def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, 
 
 def check(config: Config) -> None:
     """Raise ConfigError for a value out of range."""
-    for key, least, optional in (("seed", None, False), ("steps", 0, False), ("threads", 1, True)):
-        value = config[key]
-        if value is None and optional:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or (least is not None and value < least):
-            raise ConfigError(key, value, "an integer" + ("" if least is None else f" >= {least}"))
-    for key in ("kd", "save_pool"):
-        if not isinstance(config[key], bool):
-            raise ConfigError(key, config[key], "true or false")
+    check_integer(config, "seed", None)
+    check_integer(config, "steps", 0)
+    check_integer(config, "threads", 1, optional=True)
+    check_truth(config, "kd", "save_pool")
     if config["freeze_batch_norm"] not in (None, True, False):
         raise ConfigError("freeze_batch_norm", config["freeze_batch_norm"], "true, false or null")
     if not config["compression"]:
@@ -168,41 +158,27 @@ def adopted(config: DictConfig) -> DictConfig:
     return config
 
 
-def job(config: DictConfig) -> float:
-    """Hydra's task function: one run in the folder that Hydra made for it."""
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
-    overrides = HydraConfig.get().overrides.task
-    try:
-        refuse_twice(config, overrides)
-        command = shlex.join(["python", "-m", "fl_cmi.compress", *overrides])
-        summary = run(plain_config(adopted(config)), run_dir, command)
-    except ConfigError as error:
-        discard(run_dir)
-        # Hydra lets SystemExit through; of an exception it would print lines of its own.
-        fail(str(error), 2)
-    except FloatingPointError as error:
-        fail(str(error), 1)
-    print_compression(summary, Console())
-    print(run_dir.resolve(), flush=True)
-    return float(summary["student"]["accuracy_last"])
+def prepared(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The configuration completed by the finished run.
 
-
-def refuse_twice(config: DictConfig, overrides: Any) -> None:
-    """Raise ConfigError for data or a model beside `run_dir`, which decides both."""
+    Raises:
+        ConfigError: For data or a model beside `run_dir`, which decides both, or as `adopted`.
+    """
     for override in overrides if config.run_dir is not None else ():
-        key, _, value = str(override).lstrip("+~").partition("=")
+        key, _, value = override.lstrip("+~").partition("=")
         if key.split(".")[0] in ADOPTED and key != "model.checkpoint":
             raise ConfigError(key, value, "nothing, because run_dir brings data and model")
+    return adopted(config)
+
+
+def job(config: DictConfig) -> float:
+    """Hydra's task function."""
+    return carry_out(config, "compress", run, print_compression, prepare=prepared)
 
 
 def main() -> None:
-    """The command line: exit code 0, 2 for a user's mistake (one line on standard error), 1 for a failed run."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    program = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="compress")(job)
-    try:
-        program()
-    except (HydraException, OmegaConfBaseException) as error:
-        fail(" ".join(str(error).split()), 2)
+    """The command line; exit codes as in `fl_cmi.command.carry_out`."""
+    command_line("compress", job)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ def class_balance(predicted: Int[Tensor, " images"], num_classes: int) -> float:
         num_classes: C >= 2.
     """
     share_C = torch.bincount(predicted, minlength=num_classes).double() / len(predicted)
-    return -torch.xlogy(share_C, share_C).sum().item() / math.log(num_classes)
+    # The sum of a single class is 0, and its negative would be printed as -0.
+    return abs(torch.xlogy(share_C, share_C).sum().item()) / math.log(num_classes)
 
 
 def frechet_distance(real: Features, synthetic: Features) -> float:

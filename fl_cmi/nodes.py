@@ -14,7 +14,7 @@ import torch
 
 from fl_cmi.types import ConfigError
 
-__all__ = ["check_nodes"]
+__all__ = ["as_typed", "check_nodes"]
 
 NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
 
@@ -28,16 +28,33 @@ def check_nodes(config: dict[str, Any]) -> None:
     # Strategy and teacher repeat other nodes; a mistake there is told with the key that the user typed.
     last = {key: config[key] for key in sorted(config, key=lambda key: key in ("strategy", "teacher"))}
     for path, node in nodes(last, ""):
-        target = pkgutil.resolve_name(node["_target_"])
+        target = resolved(path, node["_target_"])
         values = {key: value for key, value in node.items() if not key.startswith("_")}
         if isinstance(target, type) and issubclass(target, torch.optim.Optimizer):
             check_optimizer(path, target, values)
             continue
+        if draws_images(target):
+            check_generator(path, target, values)
         hints = hints_of(target)
         for key, value in values.items():
             allowed = flatten(hints.get(key, Any))
             if allowed and not any(fits(value, kind) for kind in allowed):
                 raise ConfigError(f"{path}.{key}", value, " or ".join(name(kind) for kind in allowed))
+
+
+def resolved(path: str, name: Any) -> Any:
+    """What a `_target_` names; packages that are an extra are looked for as well.
+
+    Raises:
+        ConfigError: If there is no such thing, or nothing that can be called.
+    """
+    try:
+        target = pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path}._target_", name, f"a class or function of Python ({error})") from None
+    if not callable(target):
+        raise ConfigError(f"{path}._target_", name, "a class or function")
+    return target
 
 
 def nodes(value: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -84,6 +101,26 @@ def name(kind: Any) -> str:
     return " or ".join(str(part) for part in get_args(kind)) if get_origin(kind) is Literal else NAMES[kind]
 
 
+def draws_images(target: Any) -> bool:
+    """Whether a network needs nothing but the shape of an image: a generator."""
+    if not (isinstance(target, type) and issubclass(target, torch.nn.Module)):
+        return False
+    taken = inspect.signature(target).parameters.values()
+    return [p.name for p in taken if p.default is p.empty and p.kind is not p.VAR_KEYWORD] == ["shape"]
+
+
+def check_generator(path: str, target: type[torch.nn.Module], values: dict[str, Any]) -> None:
+    """Build the generator for a made-up shape, without memory, so that its own checks speak before the run begins."""
+    try:
+        with torch.device("meta"):
+            target((3, 32, 32), **values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}.{error.key.rpartition('.')[2]}", error.value, error.allowed) from None
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(path, values, f"what {target.__name__} takes: {reason}") from None
+
+
 def check_optimizer(path: str, target: type[torch.optim.Optimizer], values: dict[str, Any]) -> None:
     """Build the optimizer, so that its own checks speak before the run begins."""
     for key, value in values.items():
@@ -93,3 +130,40 @@ def check_optimizer(path: str, target: type[torch.optim.Optimizer], values: dict
         target([torch.nn.Parameter(torch.zeros(1))], **values)
     except (TypeError, ValueError) as error:
         raise ConfigError(path, values, f"what {target.__name__} takes: {error}") from None
+
+
+def as_typed(error: ConfigError, config: dict[str, Any]) -> ConfigError:
+    """The same mistake with the whole key, as the user types it.
+
+    A component knows the names of its own parameters and not where in the configuration it stands, so that it calls a
+    key `distiller.loss...temperature`: the key is completed where one place fits. A value that a strategy takes over
+    from the top level is called by its name there.
+
+    Args:
+        error: What was raised.
+        config: The configuration that it is about.
+    """
+    head, dots, tail = error.key.partition("...")
+    if dots:
+        fitting = {
+            key: value
+            for key, value in leaves(config, "")
+            if key.startswith(f"{head}.") and fits_end(key, tail)
+        }
+        same = [key for key, value in fitting.items() if str(value) == str(error.value)] or list(fitting)
+        return ConfigError(same[0], error.value, error.allowed) if len(same) == 1 else error
+    top = error.key.removeprefix("strategy.")
+    return ConfigError(top, error.value, error.allowed) if top != error.key and top in config else error
+
+
+def fits_end(key: str, tail: str) -> bool:
+    """Whether a whole key ends as the abbreviated one: in these names, perhaps with others between the last two."""
+    first, _, last = tail.rpartition(".")
+    return key.endswith(f".{tail}") or (bool(first) and f".{first}." in key and key.endswith(f".{last}"))
+
+
+def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Every key inside a configuration with its value, mappings included."""
+    for key, part in value.items() if isinstance(value, dict) else ():
+        yield f"{path}.{key}" if path else key, part
+        yield from leaves(part, f"{path}.{key}" if path else key)

@@ -21,6 +21,7 @@ from fl_cmi.checks import check
 from fl_cmi.command import carry_out, command_line
 from fl_cmi.compose import Config, build, dataset, fitting, make_partition, server_side
 from fl_cmi.disclosure import disclosed
+from fl_cmi.distillation.budget import checked_budget, clock_called
 from fl_cmi.ensemble import Combine, Ensemble
 from fl_cmi.evaluate import accuracy, predict
 from fl_cmi.flower.backend import Backend, flower_log
@@ -60,6 +61,8 @@ def run(
     """
     start = time.perf_counter()
     check(config)
+    # Told of every strategy, also of those that have no use for it.
+    checked_budget(config["budget_s"]), clock_called(config["budget_clock"])
     progress, log = Progress(), MetricsLog(run_dir / "metrics.jsonl")
     threads = config["server_threads"] or os.cpu_count() or 1
     torch.set_num_threads(threads)

@@ -29,6 +29,7 @@ def test_balance_is_the_loops() -> None:
 
 def test_balance_of_equal_shares_and_of_one_class() -> None:
     assert class_balance(torch.arange(12) % 4, 4) == pytest.approx(1.0, abs=1e-12)
+    assert math.copysign(1.0, class_balance(torch.full((9,), 2), 4)) == 1.0  # printed as 0, not as -0
     assert class_balance(torch.full((9,), 2), 4) == 0.0
     assert class_balance(torch.arange(10) % 2, 4) == pytest.approx(0.5, abs=1e-12)
 

@@ -8,7 +8,9 @@ import pytest
 from safetensors.torch import load_file
 
 import fl_cmi.flower.client
+import fl_cmi.simulate
 from fl_cmi.compose import compose_config
+from fl_cmi.distillation.learnt_weights import LearntWeights
 from fl_cmi.flower.participation import ClientFailure
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.summary import digest
@@ -239,3 +241,25 @@ def test_all_backends_give_the_same_student_bit_by_bit(overrides: tuple[str, ...
         for backend in ("local", "ray", "flower")
     }
     assert len(set(digests.values())) == 1, digests
+
+
+def test_the_reported_ensemble_is_the_one_that_has_taught(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught, reported, measured = [], [], fl_cmi.simulate.measure
+
+    def measure(outcome: Any, side: Any, combine: Any, pool: Any) -> dict[str, Any]:
+        reported.append(combine.weights(5).tolist())
+        return measured(outcome, side, combine, pool)
+
+    learn = LearntWeights.learn
+
+    def learning(rule: LearntWeights, *arguments: Any) -> None:
+        learn(rule, *arguments)
+        taught.append(rule.weights(5).tolist())
+
+    monkeypatch.setattr(LearntWeights, "learn", learning)
+    monkeypatch.setattr(fl_cmi.simulate, "measure", measure)
+    simulate(tmp_path, "combine=learnt_weights", "combine.learning_rate=0.1")
+    assert reported == [taught[-1]]
+    assert reported[0] != [0.2] * 5

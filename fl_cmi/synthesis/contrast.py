@@ -37,8 +37,8 @@ class Contrast:
     Args:
         weight: Factor of the term, >= 0.
         temperature: T > 0.
-        bank_size: Rows kept, each holding a local and a global feature (2 D floats).
-        num_negatives: Bank rows drawn at each step.
+        bank_size: Rows kept, >= 1, each holding a local and a global feature (2 D floats).
+        num_negatives: Bank rows drawn at each step, >= 1.
         head_width: Width of the head's output.
         learning_rate: Of the head's own Adam (betas .9, .999).
         local_view: Augmentation that makes the local view.
@@ -56,8 +56,18 @@ class Contrast:
         local_view: Augment | None = None,
         features: FeatureMap | None = None,
     ) -> None:
-        if temperature <= 0:
-            raise ConfigError("synthesizer...contrast.temperature", temperature, "a number > 0")
+        if not weight >= 0:
+            raise ConfigError("synthesizer...contrast.weight", weight, "a number >= 0")
+        for key, rate in (("temperature", temperature), ("learning_rate", learning_rate)):
+            if not rate > 0:
+                raise ConfigError(f"synthesizer...contrast.{key}", rate, "a number > 0")
+        for key, number in (
+            ("bank_size", bank_size),
+            ("num_negatives", num_negatives),
+            ("head_width", head_width),
+        ):
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise ConfigError(f"synthesizer...contrast.{key}", number, "an integer >= 1")
         self.weight, self.temperature = weight, temperature
         self.num_negatives, self.head_width, self.learning_rate = num_negatives, head_width, learning_rate
         self.local_view: Augment = ResizedCropFlip() if local_view is None else local_view

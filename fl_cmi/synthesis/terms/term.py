@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fl_cmi.batchnorm import Seen
 from fl_cmi.ensemble import Ensemble
-from fl_cmi.types import Task
+from fl_cmi.types import ConfigError, Task
 
 __all__ = ["Look", "Term", "look"]
 
@@ -78,12 +78,17 @@ class Term:
 
     Args:
         weight: Factor of the term, >= 0; 0 leaves it out.
+
+    Raises:
+        ConfigError: For a negative weight, which would be left out as well.
     """
 
     student = False
     """Whether the term asks for the student's logits."""
 
     def __init__(self, weight: float = 1.0) -> None:
+        if not weight >= 0:
+            raise ConfigError("synthesizer...weight", weight, "a number >= 0; 0 leaves the term out")
         self.weight = weight
 
     def check(self, ensemble: Ensemble) -> None:
