@@ -1,9 +1,6 @@
 """`python -m fl_cmi.compress`, and compression as the last step of a simulation."""
 
 import json
-import logging
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,23 +130,6 @@ def test_a_checkpoint_needs_no_run(finished: Path, tmp_path: Path) -> None:
     summary = compress(tmp_path, *given, *QUICK)
     original = json.loads((finished / "summary.json").read_text(encoding="utf-8"))
     assert summary["model"]["accuracy"] == original["student"]["accuracy_last"]
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty working directory; what Hydra changes for the whole process is put back."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", os.environ.get("HYDRA_FULL_ERROR", "0"))
-    root = logging.getLogger()
-    before, level = root.handlers[:], root.level
-    GlobalHydra.instance().clear()
-    yield tmp_path
-    GlobalHydra.instance().clear()
-    for handler in root.handlers:
-        if handler not in before:
-            handler.close()
-    root.handlers = before
-    root.setLevel(level)
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
