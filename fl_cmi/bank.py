@@ -121,12 +121,12 @@ class Pool:
     """Synthetic images as bytes in memory, with their labels; the oldest go first when it is full.
 
     Args:
-        capacity: Images kept at most, > 0.
+        capacity: Images kept at most, >= 2: nothing can be measured of a single one.
     """
 
     def __init__(self, capacity: int = 65_536) -> None:
-        if capacity < 1:
-            raise ConfigError("pool.capacity", capacity, "an integer >= 1")
+        if capacity < 2:
+            raise ConfigError("pool.capacity", capacity, "an integer >= 2")
         self.capacity = capacity
         self.clear()
 

@@ -8,14 +8,26 @@ import torch
 from fl_cmi.nodes import check_nodes
 from fl_cmi.types import ConfigError
 
-__all__ = ["check", "check_distillation", "check_integer", "check_truth", "pick_device"]
+__all__ = [
+    "ONLY_DISTILL",
+    "ONLY_SIMULATE",
+    "check",
+    "check_distillation",
+    "check_integer",
+    "check_truth",
+    "pick_device",
+]
 
 Config = dict[str, Any]
+
+ONLY_DISTILL = ("teacher", "threads")
+ONLY_SIMULATE = ("partition", "teachers", "strategy", "rounds", "num_clients")
+"""Top-level keys by which a configuration of another program is known."""
 
 
 def check(config: Config) -> None:
     """Raise ConfigError for a top-level value of a federated run that is out of range."""
-    refuse(config, ("teacher", "threads"), "distill")
+    refuse(config, ONLY_DISTILL, "distill")
     check_integer(config, "seed", None)
     check_integer(config, "rounds", 1)
     check_integer(config, "num_clients", 1)
@@ -38,7 +50,7 @@ def check(config: Config) -> None:
 
 def check_distillation(config: Config) -> None:
     """Raise ConfigError for a value of an un-federated run that is out of range."""
-    refuse(config, ("partition", "teachers", "strategy", "rounds", "num_clients"), "simulate")
+    refuse(config, ONLY_SIMULATE, "simulate")
     check_integer(config, "seed", None)
     check_integer(config, "threads", 1, optional=True)
     checkpoint, train = config["teacher"]["checkpoint"], config["teacher"]["train"]

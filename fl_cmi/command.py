@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from fl_cmi.checks import ONLY_DISTILL, ONLY_SIMULATE
 from fl_cmi.compose import Config, config_folder, plain_config
 from fl_cmi.nodes import as_typed
 from fl_cmi.types import ConfigError
@@ -83,7 +84,9 @@ def refuse_new_keys(overrides: Sequence[str]) -> None:
     """Raise ConfigError for a key that is added to the top level, where nobody would read it."""
     for override in overrides:
         key, _, value = override.partition("=")
-        if re.fullmatch(r"\++\w+", key) and not (config_folder() / key.lstrip("+")).is_dir():
+        name = key.lstrip("+")
+        known = (config_folder() / name).is_dir() or name in (*ONLY_DISTILL, *ONLY_SIMULATE)
+        if re.fullmatch(r"\+\w+", key) and not known:
             raise ConfigError(key, value, "a key of the configuration (see --help); nothing reads a new one")
 
 

@@ -7,6 +7,8 @@ python -m fl_cmi.distill teacher.checkpoint=outputs/.../teacher.safetensors synt
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ from fl_cmi.report.summary import digest, provenance
 from fl_cmi.report.table import print_distillation
 from fl_cmi.rng import stream
 from fl_cmi.training import LocalTraining
-from fl_cmi.types import Images, Teacher
+from fl_cmi.types import ConfigError, Images, Teacher
 
 __all__ = ["main", "run"]
 
@@ -70,9 +72,10 @@ def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, 
         # What such a teacher cannot serve is refused before one is trained.
         schedule.check(synthesizer, distiller)
         untrained = alone(make_teacher(), counts, combine)
-        with fitting(config["combine"], "combine"):
-            untrained.label(torch.zeros(2, *what.shape))
-        synthesizer.check(untrained)
+        with counted(checkpoint):
+            with fitting(config["combine"], "combine"):
+                untrained.label(torch.zeros(2, *what.shape))
+            synthesizer.check(untrained)
     if training is not None:
         with progress.phase("teacher"):
             train(teacher, training, data.train, seed, device)
@@ -123,6 +126,24 @@ def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, 
 def alone(model: nn.Module, counts: Tensor | None, combine: Combine) -> Ensemble:
     """An ensemble of one teacher, with the class counts of its training set where they are known."""
     return Ensemble([Teacher(0, 1 if counts is None else int(counts.sum()), counts, model)], combine)
+
+
+@contextmanager
+def counted(checkpoint: str | None) -> Iterator[None]:
+    """Inside, whoever needs label counts is told that a teacher from a file brings none.
+
+    Raises:
+        ConfigError: Instead of one about the key by which clients keep their counts.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        if error.key != "share_label_counts":
+            raise
+        why = error.allowed.removeprefix("true, because ")
+        raise ConfigError(
+            "teacher.checkpoint", checkpoint, f"null, because {why}, and a file brings none"
+        ) from error
 
 
 def train(model: nn.Module, training: LocalTraining, images: Images, seed: int, device: torch.device) -> None:

@@ -222,7 +222,8 @@ class Ensemble(nn.Module):
             raise ConfigError(
                 "share_label_counts",
                 "false",
-                f"true, because {who} needs label counts (combine=by_energy does not)",
+                f"true, because {who} needs label counts"
+                + (" (combine=by_energy does not)" * who.startswith("combine=")),
             )
         return self.class_counts_KC
 

@@ -136,8 +136,8 @@ def as_typed(error: ConfigError, config: dict[str, Any]) -> ConfigError:
     """The same mistake with the whole key, as the user types it.
 
     A component knows the names of its own parameters and not where in the configuration it stands, so that it calls a
-    key `distiller.loss...temperature`: the key is completed where one place fits. A value that a strategy takes over
-    from the top level is called by its name there.
+    key `distiller.loss...temperature`, or `model.width` for `teacher.model.width`: the key is completed where one place
+    fits. A value that a strategy takes over from the top level is called by its name there.
 
     Args:
         error: What was raised.
@@ -152,6 +152,12 @@ def as_typed(error: ConfigError, config: dict[str, Any]) -> ConfigError:
         }
         same = [key for key, value in fitting.items() if str(value) == str(error.value)] or list(fitting)
         return ConfigError(same[0], error.value, error.allowed) if len(same) == 1 else error
+    every = dict(leaves(config, ""))
+    if error.key in every and str(every[error.key]) != str(error.value):
+        copies = [
+            key for key, value in every.items() if key.endswith(f".{error.key}") and value == error.value
+        ]
+        return ConfigError(copies[0], error.value, error.allowed) if len(copies) == 1 else error
     top = error.key.removeprefix("strategy.")
     return ConfigError(top, error.value, error.allowed) if top != error.key and top in config else error
 

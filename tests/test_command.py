@@ -128,12 +128,19 @@ def error_of(check: Callable[[], object]) -> ConfigError:
         ("a...z", 1, "a...z"),  # nowhere
         ("a...x", 7, "a...x"),  # which of two?
         ("a.b.x", 1, "a.b.x"),
+        ("t.x", 2, "a.t.x"),  # told with the key of a like one, which has another value
+        ("other.x", 7, "other.x"),
         ("strategy.top", 4, "top"),
         ("strategy.own", 4, "strategy.own"),
     ],
 )
 def test_keys_are_completed_where_one_place_fits(key: str, value: int, whole: str) -> None:
-    config = {"a": {"b": {"x": 1}, "t": {"x": 2, "inner": {"y": 5}}}, "other": {"x": 7}, "top": 4}
+    config = {
+        "a": {"b": {"x": 1}, "t": {"x": 2, "inner": {"y": 5}}},
+        "t": {"x": 9},
+        "other": {"x": 7},
+        "top": 4,
+    }
     assert as_typed(ConfigError(key, value, "else"), config).key == whole
 
 

@@ -168,13 +168,15 @@ MISTAKES = {
     "teacher.checkpoint=other.safetensors": "classifier.bias is missing",
     "teacher.checkpoint=3": "teacher.checkpoint=3: ",
     "model@teacher.model=lenet": "synthesizer",
-    "teacher.model.width=0": "model.width=0: ",
+    "teacher.model.width=0": "fl_cmi: teacher.model.width=0: ",
     "teacher.model.colour=red": "colour",
     "+teacher.model.colour=red": "teacher.model=",
     "local.epochs=0": "local.epochs=0: ",
     "local.epochs=many": "fl_cmi: local.epochs=many: ",
     "teacher.model.width=wide": "teacher.model.width=wide: ",
-    "pool.capacity=0": "pool.capacity=0: ",
+    "pool.capacity=1": "pool.capacity=1: ",
+    "synthesizer=rdskd synthesizer.batch_size=7": "synthesizer.batch_size=7: an even number",
+    "teacher.checkpoint=fits.safetensors combine=prior_corrected_logits": "fits.safetensors: null, because combine=",
     "combine=by_class_counts combine.saturation=abc": "combine.saturation=abc: ",
     "+rounds=2": "rounds=...: nothing here; it is for python -m fl_cmi.simulate",
     "rounds=2": "rounds",
@@ -190,6 +192,9 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     wide = make_model(config["teacher"]["model"], task(dataset(config)), 0)
     save_file(wide.state_dict(), folder / "wide.safetensors")
     save_file({"weight": torch.zeros(1)}, folder / "other.safetensors")
+    config = compose_config(TINY, "distill")
+    fits = make_model(config["teacher"]["model"], task(dataset(config)), 0)
+    save_file(fits.state_dict(), folder / "fits.safetensors")
     (folder / "text.safetensors").write_text("no tensors")
     before = set(folder.iterdir())
     code = call(monkeypatch, *TINY, *mistake.split())

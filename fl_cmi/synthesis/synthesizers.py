@@ -51,6 +51,12 @@ def checked_batch_size(batch_size: int) -> int:
     return batch_size
 
 
+def check_halves(inversion: Inversion, batch_size: int) -> None:
+    """Raise ConfigError for an odd batch where a term compares its halves."""
+    if batch_size % 2 and any(term.halves for term in inversion.terms.values()):
+        raise ConfigError("synthesizer.batch_size", batch_size, "an even number, for the mode-seeking term")
+
+
 def sampling(inversion: Inversion) -> Samples:
     """The inversion's source, as one that makes images on demand.
 
@@ -94,6 +100,7 @@ class Joint:
 
     def check(self, ensemble: Ensemble) -> None:
         """As the inversion's terms."""
+        check_halves(self.inversion, self.batch_size)
         self.inversion.check(ensemble)
 
     def __call__(self, ensemble: Ensemble, student: nn.Module, task: Task, rng: torch.Generator) -> Inverted:
@@ -142,6 +149,7 @@ class PerClient:
 
     def check(self, ensemble: Ensemble) -> None:
         """As the inversion's terms, for every client."""
+        check_halves(self.template, self.batch_size)
         self.template.check(ensemble)
 
     def __call__(self, ensemble: Ensemble, student: nn.Module, task: Task, rng: torch.Generator) -> Inverted:

@@ -28,6 +28,8 @@ class ModeSeeking(Term):
         norm: `frobenius` or `rms`.
     """
 
+    halves = True
+
     def __init__(self, weight: float = 1.0, norm: Literal["frobenius", "rms"] = "frobenius") -> None:
         super().__init__(weight)
         if norm not in ("frobenius", "rms"):

@@ -86,6 +86,9 @@ class Term:
     student = False
     """Whether the term asks for the student's logits."""
 
+    halves = False
+    """Whether the term compares two halves of the batch, which must then be even."""
+
     def __init__(self, weight: float = 1.0) -> None:
         if not weight >= 0:
             raise ConfigError("synthesizer...weight", weight, "a number >= 0; 0 leaves the term out")
