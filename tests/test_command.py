@@ -49,6 +49,7 @@ def test_a_mistake_is_one_line_in_every_program(
 WHOLE_KEYS = {
     "distiller.loss.temperature=-1": "distiller.loss.temperature=-1: ",
     "distiller=crd distiller.loss.losses.crd.temperature=0": "distiller.loss.losses.crd.temperature=0: ",
+    "distiller=crd distiller.loss.weights.crd=abc": "distiller.loss.weights.crd=abc: ",
     "synthesizer.inversion.terms.bn.weight=-1": "synthesizer.inversion.terms.bn.weight=-1: ",
     "synthesizer=cmi synthesizer.inversion.contrast.bank_size=0": "synthesizer.inversion.contrast.bank_size=0: ",
     "synthesizer=cmi synthesizer.inversion.contrast.weight=-1": "synthesizer.inversion.contrast.weight=-1: ",

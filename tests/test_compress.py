@@ -1,5 +1,6 @@
 """`python -m fl_cmi.compress`, and compression as the last step of a simulation."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,12 @@ import hydra
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from rich.console import Console
 from safetensors.torch import load_file
 
 from fl_cmi.compose import compose_config, config_folder, plain_config
 from fl_cmi.compress import adopted, main, run
+from fl_cmi.report.table import print_summary
 from fl_cmi.simulate import run as simulate
 from fl_cmi.types import ConfigError
 
@@ -58,6 +61,16 @@ def test_the_last_step_of_a_simulation(finished: Path) -> None:
     assert set(pool) == {"pixels", "targets", "labels", "clients"}
     assert pool["pixels"].dtype == torch.uint8
     assert len(pool["pixels"]) == 32
+
+
+def test_the_last_step_is_shown(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text(encoding="utf-8"))
+    console = Console(width=100, record=True, file=io.StringIO())
+    print_summary(summary, console)
+    line = "W4A8 simulated: "
+    assert line in console.export_text()
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    assert line in page and "<h2>Compressed</h2>" in page
 
 
 def test_nothing_is_compressed_or_saved_unasked(tmp_path: Path) -> None:

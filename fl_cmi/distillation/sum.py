@@ -25,7 +25,7 @@ class Sum(DistillLoss):
         for name, weight in given.items():
             if name not in losses:
                 raise ConfigError(f"distiller.loss.weights.{name}", weight, f"only {', '.join(losses)}")
-            if weight < 0:
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight >= 0:
                 raise ConfigError(f"distiller.loss.weights.{name}", weight, "a number >= 0")
         self.weights = {name: given.get(name, 1.0) for name in losses}
         self.losses = {name: loss for name, loss in losses.items() if self.weights[name] > 0}

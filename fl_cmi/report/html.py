@@ -5,6 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from fl_cmi.report.compression import report_line
 from fl_cmi.report.elements import bar, bullets, cards, flat, page, pairs, picture, section, table
 from fl_cmi.report.measured import measured_rows
 from fl_cmi.report.units import byte_size, duration, percent
@@ -32,6 +33,7 @@ def write_report(run_dir: Path, summary: dict[str, Any], command: str | None = N
         _partition(run_dir, summary["partition"]),
         _pictures(run_dir),
         _measures(summary),
+        _compressed(summary),
         _time(summary),
         _traffic(summary),
         _privacy(summary),
@@ -167,6 +169,12 @@ def _measures(summary: dict[str, Any]) -> str:
         if rows
         else ""
     )
+
+
+def _compressed(summary: dict[str, Any]) -> str:
+    """The model at fewer bits; nothing where none was asked for."""
+    found = summary.get("compressed")
+    return section("Compressed", bullets([report_line(found)])) if found else ""
 
 
 def _time(summary: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from fl_cmi.report.compression import report_line
 from fl_cmi.report.measured import measured_rows
 from fl_cmi.report.units import byte_size, duration, percent
 
@@ -33,6 +34,8 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     for way, label in (("up", "bytes up from clients"), ("down", "bytes down to clients")):
         cost.add_row(label, byte_size(summary["bytes"][way]), f"{summary['bytes'][way]:,} bytes")
     _tables(console, _clients(summary["clients"]), _results(summary), _synthetic(summary), cost)
+    if summary.get("compressed"):
+        _lines(console, "Compressed", [report_line(summary["compressed"])])
     _lines(console, "What left each client", summary.get("disclosed", []))
     failures = [
         f"round {row['round']}, client {row['client']}: {row['reason']}"
