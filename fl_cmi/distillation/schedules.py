@@ -11,6 +11,7 @@ import torch
 from fl_cmi.bank import PoolBatch, Shuffled
 from fl_cmi.distillation.distiller import Distiller
 from fl_cmi.distillation.transfer import FreshImages, Transfer
+from fl_cmi.report.progress import Phase
 from fl_cmi.synthesis.inversion import Inverted
 from fl_cmi.synthesis.synthesizers import Synthesizer
 from fl_cmi.types import ConfigError
@@ -63,10 +64,7 @@ class GrowPool:
                         transfer.distil(Shuffled(transfer.pool), transfer.steps_of_a_pass, share)
                     else:
                         transfer.distil(transfer.pool, self.steps, share)
-                last = epoch + 1 == self.epochs or transfer.over
-                transfer.report(epoch + 1, look=last or (epoch + 1) % self.evaluate_every == 0)
-                phase.advance(1, note=transfer.note())
-                if last:
+                if closed(transfer, phase, epoch + 1, self.epochs, self.evaluate_every):
                     break
 
 
@@ -109,12 +107,7 @@ class Alternate:
                     transfer.distil(fresh, self.steps, (done / total, (done + 1) / total))
                     if transfer.over:
                         break
-                last = epoch + 1 == self.epochs or transfer.over
-                if last:
-                    keep(transfer, fresh, self.show)
-                transfer.report(epoch + 1, look=last or (epoch + 1) % self.evaluate_every == 0)
-                phase.advance(1, note=transfer.note())
-                if last:
+                if closed(transfer, phase, epoch + 1, self.epochs, self.evaluate_every, self.show):
                     break
 
 
@@ -155,10 +148,7 @@ class GeneratorFirst:
             keep(transfer, fresh, self.show)
             for epoch in range(self.epochs):
                 transfer.distil(fresh, self.steps, (epoch / self.epochs, (epoch + 1) / self.epochs))
-                last = epoch + 1 == self.epochs or transfer.over
-                transfer.report(epoch + 1, look=last or (epoch + 1) % self.evaluate_every == 0)
-                phase.advance(1, note=transfer.note())
-                if last:
+                if closed(transfer, phase, epoch + 1, self.epochs, self.evaluate_every):
                     break
 
 
@@ -195,12 +185,7 @@ class SameBatch:
             for done in range(self.iterations):
                 batch = GivenBatch(transfer.train_generator())
                 transfer.distil(batch, self.steps, (done / self.iterations, (done + 1) / self.iterations))
-                last = done + 1 == self.iterations or transfer.over
-                if last:
-                    keep(transfer, FreshImages(transfer), self.show)
-                transfer.report(done + 1, look=last or (done + 1) % self.evaluate_every == 0)
-                phase.advance(1, note=transfer.note())
-                if last:
+                if closed(transfer, phase, done + 1, self.iterations, self.evaluate_every, self.show):
                     break
 
 
@@ -214,6 +199,27 @@ class GivenBatch:
     def draw(self, batch_size: int, rng: torch.Generator) -> PoolBatch:
         """The batch."""
         return self.batch
+
+
+def closed(
+    transfer: Transfer, phase: Phase, done: int, total: int, evaluate_every: int, show: int = 0
+) -> bool:
+    """Report an epoch that is over; whether it was the last, by number or by time.
+
+    Args:
+        transfer: The round.
+        phase: Its progress.
+        done: Epochs so far.
+        total: Epochs planned.
+        evaluate_every: Epochs between two looks at the student; the last one is looked at in any case.
+        show: Fresh images that go into the pool after the last epoch.
+    """
+    last = done == total or transfer.over
+    if last and show:
+        keep(transfer, FreshImages(transfer), show)
+    transfer.report(done, look=last or done % evaluate_every == 0)
+    phase.advance(1, note=transfer.note())
+    return last
 
 
 def keep(transfer: Transfer, fresh: FreshImages, number: int) -> None:
