@@ -14,13 +14,14 @@ import argparse
 import json
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
+
+from simulations import sweep
 
 __all__ = ["Cell", "Run", "main", "plan", "table_of"]
 
@@ -84,13 +85,7 @@ class Run:
     @property
     def command(self) -> list[str]:
         """What runs it."""
-        return [
-            sys.executable,
-            "-m",
-            f"fl_cmi.{self.program}",
-            *self.overrides,
-            f"hydra.run.dir={self.folder}",
-        ]
+        return sweep.command_of(self.program, self.overrides, self.folder)
 
     def result(self) -> dict[str, Any] | None:
         """The summary of a finished run of the very same command; None if there is none."""
@@ -130,16 +125,8 @@ Launch = Callable[[Run], str | None]
 
 
 def launch(run: Run) -> str | None:
-    """Run a command in a process of its own, its output into `output.txt`."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with (run.folder / "output.txt").open("w", encoding="utf-8") as output:
-        done = subprocess.run(run.command, stdout=output, stderr=subprocess.STDOUT, check=False)
-    if done.returncode == 0:
-        return None
-    said = (run.folder / "output.txt").read_text(encoding="utf-8").strip().split("\n")
-    return ([line for line in said if line.startswith("fl_cmi: ")] or said)[
-        -1
-    ] or f"exit code {done.returncode}"
+    """Run a command in a process of its own, for as long as it takes."""
+    return sweep.launch(run, None)
 
 
 def carry_out(cell: Cell, start: Launch, failed: dict[Path, str]) -> dict[str, Any] | str:

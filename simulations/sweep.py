@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fl_cmi.compose import compose_config
 from fl_cmi.report.summary import json_safe
@@ -29,6 +29,7 @@ __all__ = [
     "Result",
     "Value",
     "carry_out",
+    "command_of",
     "cores",
     "launch",
     "launcher",
@@ -42,6 +43,25 @@ CARRIAGE = ("backend", "server_threads", "threads", "teacher_cache")
 
 composing = threading.Lock()
 """Hydra composes one configuration at a time."""
+
+
+class Process(Protocol):
+    """What `launch` runs."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it goes."""
+        ...
+
+    @property
+    def command(self) -> list[str]:
+        """What runs it."""
+        ...
+
+
+def command_of(program: str, overrides: Sequence[str], folder: Path) -> list[str]:
+    """The command of a program of `fl_cmi` that leaves its results in `folder`."""
+    return [sys.executable, "-m", f"fl_cmi.{program}", *overrides, f"hydra.run.dir={folder}"]
 
 
 @dataclass(frozen=True)
@@ -68,13 +88,7 @@ class Cell:
     @property
     def command(self) -> list[str]:
         """What runs it."""
-        return [
-            sys.executable,
-            "-m",
-            f"fl_cmi.{self.program}",
-            *self.overrides,
-            f"hydra.run.dir={self.folder}",
-        ]
+        return command_of(self.program, self.overrides, self.folder)
 
     def config(self) -> dict[str, Any]:
         """Its configuration, as a summary tells it."""
@@ -106,9 +120,9 @@ Launch = Callable[[Cell, float | None], str | None]
 
 
 def launch(
-    cell: Cell, limit: float | None, threads: int | None = None, keep: Sequence[int] = ()
+    cell: Process, limit: float | None, threads: int | None = None, keep: Sequence[int] = ()
 ) -> str | None:
-    """Run a cell in a process of its own, its output into `output.txt`.
+    """Run a cell in a process of its own, its output into `output.txt`; why it failed, or None.
 
     Args:
         cell: The run.
