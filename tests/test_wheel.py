@@ -73,4 +73,6 @@ def test_it_runs_from_another_directory(unpacked: Path, tmp_path: Path) -> None:
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("fl_cmi: ")
     assert len(wrong.stderr.splitlines()) == 1
-    assert "synthesizer: cmi, per_client" in python("-m", "fl_cmi.simulate", "--help").stdout
+    names = sorted(path.stem for path in (unpacked / "fl_cmi" / "conf" / "synthesizer").glob("*.yaml"))
+    assert {"cmi", "per_client"} <= set(names)
+    assert f"synthesizer: {', '.join(names)}" in python("-m", "fl_cmi.simulate", "--help").stdout
