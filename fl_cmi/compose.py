@@ -141,7 +141,8 @@ def make_model(node: Config, what: Task, seed: int, key: str = "model") -> nn.Mo
         model = make(shape=what.shape, num_classes=what.num_classes, mean=what.mean, std=what.std)
     assert isinstance(model, nn.Module)
     initialize(model, stream(seed, key))
-    return model
+    # Training is 1.5 times as fast with channels last, inversion 1.2 times (docs/decisions/016).
+    return model.to(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)

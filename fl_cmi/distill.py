@@ -27,6 +27,7 @@ from fl_cmi.distillation.transfer import transfer
 from fl_cmi.ensemble import Combine, Ensemble
 from fl_cmi.evaluate import accuracy, predict
 from fl_cmi.measures import measure_pool
+from fl_cmi.memory import keep_freed_memory
 from fl_cmi.models.checkpoint import load_weights
 from fl_cmi.report.folder import save_state, saving_on_failure, write_results
 from fl_cmi.report.html import write_distillation
@@ -50,6 +51,7 @@ def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, 
     """
     start = time.perf_counter()
     check_distillation(config)
+    keep_freed_memory()
     progress, log = Progress(), MetricsLog(run_dir / "metrics.jsonl")
     torch.set_num_threads(config["threads"] or os.cpu_count() or 1)
     device, seed = pick_device(config["device"]), config["seed"]

@@ -33,6 +33,7 @@ from fl_cmi.flower.strategies import FedCmi, one_architecture
 from fl_cmi.flower.teacher_cache import TeacherCache
 from fl_cmi.last_step import check_last_step, last_step
 from fl_cmi.measures import measure_pool
+from fl_cmi.memory import keep_freed_memory
 from fl_cmi.partition import Partition, client_tests
 from fl_cmi.report.figures import partition_heatmap
 from fl_cmi.report.folder import save_state, saving_on_failure, write_results
@@ -61,6 +62,7 @@ def run(
     """
     start = time.perf_counter()
     check(config)
+    keep_freed_memory()
     # Told of every strategy, also of those that have no use for it.
     checked_budget(config["budget_s"]), clock_called(config["budget_clock"])
     progress, log = Progress(), MetricsLog(run_dir / "metrics.jsonl")

@@ -6,7 +6,14 @@ import torch
 from tiny import network, pixels, rng
 from torch import Tensor, nn
 
-from fl_cmi.batchnorm import Seen, batch_norm_layers, observe, pooled_inputs, statistics_distance
+from fl_cmi.batchnorm import (
+    Seen,
+    batch_norm_layers,
+    batch_statistics,
+    observe,
+    pooled_inputs,
+    statistics_distance,
+)
 
 
 def layer(width: int, seed: int) -> nn.BatchNorm2d:
@@ -42,14 +49,14 @@ def test_distance_equals_the_loops() -> None:
 def test_distance_is_zero_where_statistics_match() -> None:
     found = seen()
     for bn, f in found.items():
-        bn.running_var, bn.running_mean = torch.var_mean(f, dim=(0, 2, 3), correction=0)
+        bn.running_mean, bn.running_var = batch_statistics(f)
     assert statistics_distance(found).item() == 0.0
 
 
 def test_gradient_is_finite_where_statistics_match() -> None:
     found = seen()
     for bn, f in found.items():
-        bn.running_var, bn.running_mean = torch.var_mean(f, dim=(0, 2, 3), correction=0)
+        bn.running_mean, bn.running_var = batch_statistics(f)
         f.requires_grad_()
     for gradient in torch.autograd.grad(statistics_distance(found), list(found.values())):
         assert gradient.isfinite().all()
@@ -146,3 +153,18 @@ def test_gradients_reach_the_images_through_what_was_seen() -> None:
     with observe(model) as found:
         model(x)
     assert torch.autograd.grad(statistics_distance(found), x)[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_batch_statistics_are_mean_and_biased_variance(memory_format: torch.memory_format) -> None:
+    f = torch.randn(3, 4, 5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    f = f.contiguous(memory_format=memory_format).requires_grad_()
+    mean, var = batch_statistics(f)
+    naive_var, naive_mean = torch.var_mean(f, dim=(0, 2, 3), correction=0)
+    torch.testing.assert_close(mean, naive_mean, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(var, naive_var, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(batch_statistics, (f,))
+
+
+def test_the_variance_of_a_constant_is_zero_far_from_zero() -> None:
+    assert batch_statistics(torch.full((8, 2, 4, 4), 1000.1))[1].max().item() == 0.0

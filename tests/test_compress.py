@@ -202,13 +202,12 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 ) -> None:
     lenet = tmp_path_factory.mktemp("lenet") / "lenet.safetensors"
     if "LENET" in mistake:
-        from safetensors.torch import save_file
-
         from fl_cmi.compose import dataset, make_model, task
+        from fl_cmi.report.folder import save_state
 
         config = config_of("data=synthetic", "model=lenet")
         node = {key: value for key, value in config["model"].items() if key != "checkpoint"}
-        save_file(make_model(node, task(dataset(config)), 0).state_dict(), lenet)
+        save_state(make_model(node, task(dataset(config)), 0).state_dict(), lenet)
         GlobalHydra.instance().clear()
     given = mistake.replace("RUN", str(finished)).replace("LENET", str(lenet))
     assert call(monkeypatch, *given.split(), "threads=1" if "threads" not in given else "seed=0") == 2

@@ -15,6 +15,7 @@ from torch import Tensor
 import fl_cmi.simulate
 from fl_cmi.compose import compose_config, dataset, make_model, task
 from fl_cmi.distill import main, run
+from fl_cmi.report.folder import save_state
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.summary import digest
 from fl_cmi.synthesis.terms.one_hot import OneHot
@@ -190,11 +191,11 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 ) -> None:
     config = compose_config([*TINY, "teacher.model.width=8"], "distill")
     wide = make_model(config["teacher"]["model"], task(dataset(config)), 0)
-    save_file(wide.state_dict(), folder / "wide.safetensors")
+    save_state(wide.state_dict(), folder / "wide.safetensors")
     save_file({"weight": torch.zeros(1)}, folder / "other.safetensors")
     config = compose_config(TINY, "distill")
     fits = make_model(config["teacher"]["model"], task(dataset(config)), 0)
-    save_file(fits.state_dict(), folder / "fits.safetensors")
+    save_state(fits.state_dict(), folder / "fits.safetensors")
     (folder / "text.safetensors").write_text("no tensors")
     before = set(folder.iterdir())
     code = call(monkeypatch, *TINY, *mistake.split())

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fl_cmi.models.dcgan import DcganGenerator
 from fl_cmi.models.generator import Generator, ImageGenerator
 from fl_cmi.models.tanh_generator import TanhGenerator
+from fl_cmi.models.upsampled_conv import UpsampledConv
 from fl_cmi.synthesis.source import GeneratorSource, TrainedGenerator
 from fl_cmi.synthesis.synthesizers import Joint
 from fl_cmi.synthesis.terms.one_hot import OneHot
@@ -221,3 +222,17 @@ def test_the_gradient_of_the_weights_is_clipped_and_that_of_the_latents_is_not()
 def test_values_out_of_range_are_named(make: Any, told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         make()
+
+
+@pytest.mark.parametrize(("before", "after", "sides"), [(1, 1, (1, 1)), (3, 2, (4, 5)), (2, 5, (7, 7))])
+def test_the_upsampled_convolution_is_upsampling_and_convolution(
+    before: int, after: int, sides: tuple[int, int]
+) -> None:
+    layer = UpsampledConv(before, after).double()
+    x = torch.randn(2, before, *sides, generator=rng(1), dtype=torch.float64, requires_grad=True)
+    doubled = nn.functional.interpolate(x, scale_factor=2, mode="nearest")
+    naive = nn.functional.conv2d(doubled, layer.weight, padding=1)
+    torch.testing.assert_close(layer(x), naive, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(
+        lambda x, w: torch.func.functional_call(layer, {"weight": w}, x), (x, layer.weight)
+    )

@@ -15,7 +15,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("synthesis", "distillation", "federated", "training", "evaluate", "measures", "report"),
     ("ensemble",),
     ("losses", "batchnorm", "augment", "bank", "partition", "data", "models"),
-    ("checks", "nodes", "session", "types", "rng"),
+    ("checks", "memory", "nodes", "session", "types", "rng"),
 )
 """From the entry points down. A module may import from its own layer and from those below."""
 

@@ -24,6 +24,7 @@ from fl_cmi.flower.records import (
     received_records,
     to_record,
 )
+from fl_cmi.memory import keep_freed_memory
 from fl_cmi.partition import Partition
 from fl_cmi.rng import stream
 from fl_cmi.sides import ClientSide
@@ -153,6 +154,7 @@ def client_images(side: ClientSide, partition: Partition, client: int) -> Images
 @contextmanager
 def torch_threads(num_threads: int) -> Iterator[None]:
     """So many threads inside: sums are split by threads, so their number is part of the result."""
+    keep_freed_memory()
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fl_cmi.models.initialize import initialize_normal
+from fl_cmi.models.upsampled_conv import UpsampledConv
 from fl_cmi.types import ConfigError, Shape, Task
 
 __all__ = ["Generator", "ImageGenerator", "checked_sizes"]
@@ -71,12 +72,10 @@ class Generator(ImageGenerator):
         self.project = nn.Linear(num_latents, self.start[0] * self.start[1] * self.start[2])
         self.grow = nn.Sequential(
             nn.BatchNorm2d(stem * width),
-            nn.Upsample(scale_factor=2, mode="nearest"),
-            nn.Conv2d(stem * width, 2 * width, 3, padding=1, bias=False),
+            UpsampledConv(stem * width, 2 * width),
             nn.BatchNorm2d(2 * width, eps),
             nn.LeakyReLU(0.2, inplace=True),
-            nn.Upsample(scale_factor=2, mode="nearest"),
-            nn.Conv2d(2 * width, width, 3, padding=1, bias=False),
+            UpsampledConv(2 * width, width),
             nn.BatchNorm2d(width, eps),
             nn.LeakyReLU(0.2, inplace=True),
         )

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fl_cmi.batchnorm import batch_statistics
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.synthesis.terms.batch_norm import require_batch_norm
 from fl_cmi.synthesis.terms.term import Look, Term
@@ -103,7 +104,7 @@ class BatchNormKL(Term):
         self, f: Float[Tensor, "batch channels height width"], mean: Channels, var: Channels
     ) -> Float[Tensor, ""]:
         """One layer's divergence from its reference, averaged over channels."""
-        batch_var, batch_mean = torch.var_mean(f, dim=(0, 2, 3), correction=0)
+        batch_mean, batch_var = batch_statistics(f)
         return self.divergence(batch_mean, floored(batch_var), mean, floored(var)).mean()
 
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fl_cmi.batchnorm import Seen
+from fl_cmi.batchnorm import Seen, batch_statistics
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.synthesis.terms.batch_norm import require_batch_norm
 from fl_cmi.synthesis.terms.term import Look, Term
@@ -69,7 +69,7 @@ class BatchNormMemory(Term):
         total, current = [], dict(self.current)
         for layer, f in inputs.items():
             assert layer.running_mean is not None and layer.running_var is not None
-            var, mean = torch.var_mean(f, dim=(0, 2, 3), correction=0)
+            mean, var = batch_statistics(f)
             current[layer] = var.detach(), mean.detach()
             var, mean = self.blended(layer, var, mean)
             total.append((layer.running_var - var).norm() + (layer.running_mean - mean).norm())
