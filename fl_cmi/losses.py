@@ -3,9 +3,12 @@
 Shape letters: B batch, C classes, D embedding width, N negatives.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 __all__ = [
@@ -99,8 +102,33 @@ def info_nce(
         keys: L2-normalized rows, at least as many as queries; the first are the positives.
         temperature: T > 0.
     """
+    if queries.device.type == "cpu" and not keys.requires_grad:
+        c: Tensor = _InfoNce.apply(queries, keys, temperature)
+        return c
     positives = torch.arange(len(queries), device=queries.device)
-    return F.cross_entropy(queries @ keys.T / temperature, positives, reduction="none")
+    return F.cross_entropy((queries / temperature) @ keys.T, positives, reduction="none")
+
+
+class _InfoNce(torch.autograd.Function):
+    """`info_nce` without the matrix of all similarities, for keys without gradient: twice as fast on a CPU.
+
+    `dc_i / dq_i = (sum_j p_ij k_j - k_i) / T` with `p_i = softmax(q_i k^T / T)`: the sum is attention with the keys as
+    values, whose kernel also tells the log of the softmax's denominator, and works block by block.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
+        attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        values, log_sum = attention(queries[None, None], *[keys[None, None]] * 2, scale=1 / temperature)
+        positives = keys[: len(queries)]
+        ctx.save_for_backward((values[0, 0] - positives) / temperature)
+        return log_sum.reshape(-1) - (queries * positives).sum(dim=1) / temperature
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_c: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return to_c[:, None] * slope, None, None
 
 
 def pairwise_diversity(

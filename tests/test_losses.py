@@ -100,6 +100,16 @@ def test_info_nce_equals_the_loops() -> None:
     torch.testing.assert_close(info_nce(queries, keys, 0.3), expected, **TIGHT)
 
 
+def test_info_nce_with_fixed_keys_is_the_same_with_the_same_gradient() -> None:
+    queries, keys = rows(40, 8, seed=1).requires_grad_(), rows(70, 8, seed=2)
+    fixed, free = info_nce(queries, keys, 0.1), info_nce(queries, keys.clone().requires_grad_(), 0.1)
+    torch.testing.assert_close(fixed, free, rtol=0.0, atol=1e-12)
+    weight = torch.rand(40, generator=rng(3), dtype=torch.float64)
+    (one,), (other,) = (torch.autograd.grad(c @ weight, queries) for c in (fixed, free))
+    torch.testing.assert_close(one, other, rtol=0.0, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda q: info_nce(q, keys, 0.5), (queries,))
+
+
 def test_info_nce_of_identical_keys_is_the_log_of_their_number() -> None:
     keys = rows(1, 4, seed=0).expand(6, 4)
     torch.testing.assert_close(

@@ -1,0 +1,134 @@
+"""The inversion step against the published loop, interleaved.
+
+python -m simulations.bench.inversion                       # a BN convnet on 28 x 28, then WRN-40-2 on 32 x 32
+python -m simulations.bench.inversion --threads 2 --pairs 20
+
+A pair is one batch of each, on the same teacher, by the process's CPU time; the ratio is the median over the pairs.
+Both find their bank full. GFLOP/s count the products and sums of convolutions and matrices alone.
+"""
+
+import argparse
+import copy
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from fl_cmi.augment import CropFlip, ResizedCropFlip
+from fl_cmi.compose import build, compose_config, make_model
+from fl_cmi.ensemble import Ensemble
+from fl_cmi.memory import keep_freed_memory
+from fl_cmi.rng import stream
+from fl_cmi.types import Task, Teacher
+from simulations.bench.naive_cmi import NaiveCmi
+
+__all__ = ["main"]
+
+SETTINGS: dict[str, tuple[Task, dict[str, Any], str]] = {
+    "convnet": (Task((1, 28, 28), 10, (0.286,), (0.353,)), {"width": 32, "blocks": 4}, "convnet"),
+    "wrn_40_2": (Task((3, 32, 32), 10, (0.5,) * 3, (0.25,) * 3), {}, "wrn_40_2"),
+}
+"""Task, arguments of the teacher, and its name under conf/model; the student is of the same kind."""
+
+
+def pair(name: str, batch_size: int, steps: int) -> tuple[Callable[[], object], Callable[[], object]]:
+    """One batch by the published loop, and one by ours."""
+    what, arguments, model = SETTINGS[name]
+    config = compose_config(
+        [
+            f"model={model}",
+            "synthesizer=cmi",
+            f"synthesizer.batch_size={batch_size}",
+            f"synthesizer.inversion.steps={steps}",
+        ],
+        "distill",
+    )
+    node = {**config["model"], **arguments}
+    teacher, student = make_model(node, what, 0), make_model(node, what, 1)
+    with torch.no_grad():  # running statistics of something
+        teacher(torch.rand(32, *what.shape, generator=stream(0, "bench")))
+    contrast = config["synthesizer"]["inversion"]["contrast"]
+    padding, flip = config["augment"]["padding"], config["augment"]["flip"]
+    plain_teacher, plain_student = (
+        copy.deepcopy(net).to(memory_format=torch.contiguous_format) for net in (teacher, student)
+    )
+    naive = NaiveCmi(
+        plain_teacher,
+        plain_student,
+        what.shape,
+        batch_size=batch_size,
+        steps=steps,
+        width=config["synthesizer"]["inversion"]["source"]["generator"]["width"],
+        bank_size=contrast["bank_size"],
+        negatives=contrast["num_negatives"],
+        views=(CropFlip(padding, flip), ResizedCropFlip(flip=flip)),
+    )
+    counts = torch.full((what.num_classes,), 100)
+    ensemble = Ensemble([Teacher(0, 1000, counts, teacher)], build(config["combine"], "combine"))
+    ours = build(config["synthesizer"], "synthesizer")
+    rng = stream(0, "bench", "naive")
+    made = stream(0, "bench", "ours")
+    ours(ensemble, student, what, made)
+    bank = ours.inversion.contrast.bank
+    bank.add(torch.randn(bank.capacity, naive.bank.shape[1]))
+    return lambda: naive(rng), lambda: ours(ensemble, student, what, made)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """CPU seconds of the process."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def line(name: str, batch_size: int, steps: int, pairs: int) -> str:
+    """A row of the table."""
+    naive, ours = pair(name, batch_size, steps)
+    naive(), ours()
+    with FlopCounterMode(display=False) as counter:
+        ours()
+    times = [(seconds(naive), seconds(ours)) for _ in range(pairs)]
+    old, new = (statistics.median(column) / steps for column in zip(*times, strict=True))
+    ratios = sorted(a / b for a, b in times)
+    speed = counter.get_total_flops() / steps / new / 1e9
+    return (
+        f"| {name} | {batch_size} | {old:.3f} | {new:.3f} | **{statistics.median(ratios):.2f}**"
+        f" ({ratios[0]:.2f} to {ratios[-1]:.2f}) | {speed:.0f} |"
+    )
+
+
+def processor() -> str:
+    """What the machine calls it."""
+    for entry in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if entry.startswith("model name"):
+            return entry.partition(":")[2].strip()
+    return platform.processor()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(prog="python -m simulations.bench.inversion")
+    parser.add_argument("--models", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=2, help="of each batch")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    keep_freed_memory()
+    print(f"{processor()}, {options.threads} thread(s), torch {torch.__version__}; {options.pairs} pairs\n")
+    print("| teacher | batch | published, s a step | ours | ratio (least to most) | GFLOP/s |")
+    print("|---|---|---|---|---|---|")
+    for name in options.models:
+        print(line(name, options.batch_size, options.steps, options.pairs), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
