@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.types import ConfigError
 
 __all__ = ["Bank", "Draws", "Pool", "PoolBatch", "Shuffled", "Stored"]
@@ -50,6 +51,16 @@ class Bank:
             raise ValueError("the bank is empty")
         choice = torch.randperm(len(self), generator=rng)[:num_rows]
         return self._rows[choice.to(self._rows.device)]
+
+    def state_dict(self) -> Tree:
+        """The ring as it stands."""
+        return {"written": self.written, "rows": self._rows}
+
+    def load_state_dict(self, state: Tree, device: torch.device) -> None:
+        """Go on from `state`, on this device."""
+        rows = state["rows"]
+        assert rows is None or len(rows) == self.capacity, "a bank of another size"
+        self.written, self._rows = state["written"], None if rows is None else rows.to(device)
 
 
 @dataclass(frozen=True)
@@ -214,3 +225,15 @@ class Pool:
         """The running number of the image in each slot, from 0: a slot that is overwritten gets a new one."""
         newest = self.written - 1
         return newest - (newest - torch.arange(len(self))) % self.capacity
+
+    def state_dict(self) -> Tree:
+        """All that is stored."""
+        return {"written": self.written, "store": self._store}
+
+    def load_state_dict(self, state: Tree) -> None:
+        """Go on from `state`."""
+        store = state["store"]
+        assert store is None or len(store[0]) == min(state["written"], self.capacity), (
+            "a pool of another size"
+        )
+        self.written, self._store = state["written"], store

@@ -199,6 +199,19 @@ class Ensemble(nn.Module):
         """Forward passes of single teachers so far, those of `only` included."""
         return self._passes[0]
 
+    def count(self, passes: int) -> None:
+        """Count so many passes as made, by a process before this one."""
+        self._passes[0] += passes
+
+    @property
+    def layers(self) -> dict[str, nn.Module]:
+        """All modules of all teachers, by partition id and name."""
+        return {
+            f"{teacher.client}.{name}": module
+            for teacher in self.teachers
+            for name, module in teacher.model.named_modules()
+        }
+
     @property
     def num_classes(self) -> int:
         """C."""

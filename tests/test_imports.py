@@ -14,7 +14,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("compression",),
     ("synthesis", "distillation", "federated", "training", "evaluate", "measures", "report"),
     ("ensemble",),
-    ("losses", "batchnorm", "augment", "bank", "partition", "data", "models"),
+    ("losses", "batchnorm", "augment", "bank", "checkpoint", "partition", "data", "models"),
     ("checks", "memory", "nodes", "session", "types", "rng"),
 )
 """From the entry points down. A module may import from its own layer and from those below."""

@@ -59,6 +59,15 @@ class Budget:
         self.first: float | None = None
         self.length = self.taught = 0.0
 
+    def state_dict(self) -> dict[str, float | None]:
+        """Seconds spent, and what is known of lessons."""
+        return {"elapsed": self.elapsed, "first": self.first, "length": self.length, "taught": self.taught}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on as if the time between had not passed."""
+        self.start = self.clock() - state["elapsed"]
+        self.first, self.length, self.taught = state["first"], state["length"], state["taught"]
+
     @property
     def elapsed(self) -> float:
         """Seconds since the start."""

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from fl_cmi.augment import Augment, Identity
 from fl_cmi.bank import Draws
 from fl_cmi.batchnorm import classifier_input
+from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.distillation.kl import KL
 from fl_cmi.distillation.layers import layer_outputs
 from fl_cmi.distillation.loss import Answers, DistillLoss
@@ -102,6 +103,7 @@ class Lesson:
         self.set_rate = optimizing(self.optimizer, self.schedule)
         self.calls = 0
         self.begun = False
+        self.waiting: Tree = None  # an optimizer's state from before, until all its parameters are there
 
     def schedule(self, progress: float) -> float:
         """The distiller's schedule, lower by the rounds that are over."""
@@ -192,7 +194,24 @@ class Lesson:
         if own:
             self.optimizer.add_param_group({"params": own})
             self.set_rate = optimizing(self.optimizer, self.schedule)
+        if self.waiting is not None:
+            self.optimizer.load_state_dict(self.waiting)
+            self.waiting = None
         self.begun = True
+
+    def state_dict(self) -> Tree:
+        """Optimizer, loss and the number of calls; the student has its own."""
+        begun = self.begun or self.waiting is not None
+        optimizer = self.optimizer.state_dict() if self.begun else self.waiting
+        loss = self.loss.state_dict() if begun else {}
+        return {"calls": self.calls, "optimizer": optimizer, "loss": loss}
+
+    def load_state_dict(self, state: Tree) -> None:
+        """Go on from `state`, in a lesson that has not begun; the next batch completes it."""
+        assert not self.begun, "a lesson that has begun has a state of its own"
+        self.calls, self.waiting = state["calls"], state["optimizer"]
+        if self.waiting is not None:
+            self.loss.load_state_dict(state["loss"])
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fl_cmi.bank import Pool, Shuffled
+from fl_cmi.checkpoint.state import Scene
+from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.types import ConfigError
 
@@ -75,6 +77,14 @@ class LearntWeights:
             with torch.no_grad():
                 logits_KBC = ensemble.logits(batch.x.to(device))
             self.weights_K = stepped(self.weights(len(ensemble)), logits_KBC, batch.y.to(device), rate)
+
+    def state_dict(self, scene: Scene) -> Tree:
+        """The weights."""
+        return self.weights_K
+
+    def load_state_dict(self, state: Tree, scene: Scene) -> None:
+        """Go on from `state`."""
+        self.weights_K = state
 
 
 def stepped(

@@ -10,7 +10,8 @@ import torch
 
 from fl_cmi.bank import PoolBatch, Shuffled
 from fl_cmi.distillation.distiller import Distiller
-from fl_cmi.distillation.transfer import FreshImages, Transfer
+from fl_cmi.distillation.fresh import FreshImages
+from fl_cmi.distillation.transfer import Transfer
 from fl_cmi.report.progress import Phase
 from fl_cmi.synthesis.inversion import Inverted
 from fl_cmi.synthesis.synthesizers import Synthesizer
@@ -145,7 +146,7 @@ class GeneratorFirst:
                 phase.advance(1, note=transfer.note())
                 if transfer.over:
                     break
-            keep(transfer, fresh, self.show)
+            transfer.keep(fresh, self.show)
             for epoch in range(self.epochs):
                 transfer.distil(fresh, self.steps, (epoch / self.epochs, (epoch + 1) / self.epochs))
                 if closed(transfer, phase, epoch + 1, self.epochs, self.evaluate_every):
@@ -216,19 +217,10 @@ def closed(
     """
     last = done == total or transfer.over
     if last and show:
-        keep(transfer, FreshImages(transfer), show)
+        transfer.keep(FreshImages(transfer), show)
     transfer.report(done, look=last or done % evaluate_every == 0)
     phase.advance(1, note=transfer.note())
     return last
-
-
-def keep(transfer: Transfer, fresh: FreshImages, number: int) -> None:
-    """Put so many fresh images into the pool, with the ensemble's labels and its choice as their class."""
-    rng, batch_size = transfer.stream("show", 0), 256
-    for start in range(0, number, batch_size):
-        x = fresh.draw(min(batch_size, number - start), rng).x
-        labels = transfer.ensemble.label(x)
-        transfer.pool.add(x, labels.argmax(dim=1), labels)
 
 
 def check_fresh(synthesizer: Synthesizer, distiller: Distiller, schedule: str) -> None:

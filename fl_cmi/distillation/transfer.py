@@ -9,9 +9,12 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from fl_cmi.bank import Draws, Pool, PoolBatch
+from fl_cmi.bank import Draws, Pool
+from fl_cmi.checkpoint.state import Scene, restore, state_of
+from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.distillation.budget import Budget, Clock, checked_budget
 from fl_cmi.distillation.distiller import Distiller, Lesson
+from fl_cmi.distillation.replay import Replay
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Phase, Progress
@@ -20,7 +23,7 @@ from fl_cmi.synthesis.inversion import Inverted
 from fl_cmi.synthesis.synthesizers import Synthesizer
 from fl_cmi.types import Task
 
-__all__ = ["FreshImages", "Schedule", "Transfer", "transfer"]
+__all__ = ["Checkpoints", "Schedule", "Transfer", "transfer"]
 
 
 class Schedule(Protocol):
@@ -50,11 +53,26 @@ class Learns(Protocol):
         ...
 
 
+class Checkpoints(Protocol):
+    """Where the state of a transfer is kept, so that another process can go on with it."""
+
+    def resumed(self) -> Tree:
+        """The state of this very transfer as an earlier process left it, or None."""
+        ...
+
+    def reached(self, state: Callable[[], Tree]) -> None:
+        """Called wherever the transfer could go on from, with its state for whoever wants to keep it."""
+        ...
+
+
 @dataclass
 class Transfer:
     """A round's state, and the three things that a schedule does: synthesize, distil and look at the student.
 
     Every batch and every lesson has its own random stream, so leaving one out shifts no other.
+
+    One that goes on from a checkpoint has its schedule begin anew, and does nothing for the actions that were done
+    before; see `Replay`.
 
     Args:
         ensemble: The teachers.
@@ -69,6 +87,7 @@ class Transfer:
         log: Writes `metrics.jsonl`.
         evaluate: Test accuracy of the student, in [0, 1]; for the curve only, nothing is selected by it.
         budget: When to stop before the schedule's end.
+        checkpoints: Hears of every batch and every lesson; None: nobody does.
     """
 
     ensemble: Ensemble
@@ -88,6 +107,11 @@ class Transfer:
     num_images: int = 0
     loss: float = 0.0
     inverted: dict[str, float] = field(default_factory=dict)
+    checkpoints: Checkpoints | None = None
+    made: Inverted | None = None
+
+    def __post_init__(self) -> None:
+        self.replay = Replay(self.budget)
 
     def stream(self, what: str, number: int) -> torch.Generator:
         """The random stream of batch or lesson `number`."""
@@ -96,7 +120,12 @@ class Transfer:
     @property
     def over(self) -> bool:
         """Whether the round's time is up: the schedule is to finish the epoch at hand."""
-        return self.budget.over
+        return self.replay.over
+
+    def reached(self) -> None:
+        """Tell that a batch or a lesson is done."""
+        if self.checkpoints is not None:
+            self.checkpoints.reached(self.state_dict)
 
     def phase(self, total: int) -> AbstractContextManager[Phase]:
         """The round's own phase, of so many parts unless time decides."""
@@ -104,8 +133,12 @@ class Transfer:
 
     def train_generator(self) -> Inverted:
         """Synthesize one batch for the generator's sake; the pool gets nothing of it."""
-        with self.progress.phase("synthesis"):
-            return self._synthesize()
+        if self.replay.act():
+            with self.progress.phase("synthesis"):
+                self.made = self._synthesize()
+            self.reached()
+        assert self.made is not None
+        return self.made
 
     def grow(self, batches: int) -> None:
         """Synthesize so many batches, at least one, and put them into the pool, labelled by the whole ensemble."""
@@ -113,8 +146,10 @@ class Transfer:
             for batch in range(batches):
                 if batch and self.over:
                     break
-                made = self._synthesize()
-                self.pool.add(made.x, made.y, self.ensemble.label(made.x), made.client)
+                if self.replay.act():
+                    made = self._synthesize()
+                    self.pool.add(made.x, made.y, self.ensemble.label(made.x), made.client)
+                    self.reached()
                 phase.advance()
 
     def _synthesize(self) -> Inverted:
@@ -127,7 +162,7 @@ class Transfer:
     def tune(self, epoch: int) -> None:
         """Let the ensemble's rule learn from the pool, where it can."""
         combine, batch_size = self.ensemble.combine, self.lesson.distiller.batch_size
-        if isinstance(combine, Learns):
+        if isinstance(combine, Learns) and self.replay.act():
             with self.progress.phase("distillation"):
                 combine.learn(self.ensemble, self.pool, batch_size, epoch, self.stream("combine", epoch))
             where = {"round": self.server_round, "epoch": epoch + 1}
@@ -140,14 +175,27 @@ class Transfer:
 
     def distil(self, draws: Draws, steps: int, share: tuple[float, float]) -> None:
         """Teach the student for so many steps, with the learning rate of the share (from, to) of the round."""
-        if steps:
+        if self.replay.act() and steps:
             with self.progress.phase("distillation"), self.budget.lesson(share) as share:
                 rng = self.stream("distillation", self.num_lessons)
                 self.loss = self.lesson(self.ensemble, draws, steps, share, rng)
             self.num_lessons += 1
+            self.reached()
+
+    def keep(self, draws: Draws, number: int) -> None:
+        """Put so many images into the pool, with the ensemble's labels and its choice as their class."""
+        if not self.replay.act():
+            return
+        rng, batch_size = self.stream("show", 0), 256
+        for start in range(0, number, batch_size):
+            x = draws.draw(min(batch_size, number - start), rng).x
+            labels = self.ensemble.label(x)
+            self.pool.add(x, labels.argmax(dim=1), labels)
 
     def report(self, epoch: int, look: bool) -> None:
         """Log the losses as they stand and, where wanted, the student's accuracy."""
+        if not self.replay.act():
+            return
         where = {"round": self.server_round, "epoch": epoch}
         self.log.write("synthesis", **where, num_images=len(self.pool), **self.inverted)
         self.log.write("distillation", **where, loss=self.loss)
@@ -159,18 +207,41 @@ class Transfer:
         """The state in a line."""
         return f"pool {len(self.pool):,}  inversion {self.inverted['total']:.3f}  kd {self.loss:.3f}"
 
+    @property
+    def scene(self) -> Scene:
+        """Where the state of the parts is taken and put back."""
+        return Scene(self.task, self.ensemble.num_examples_K.device, self.ensemble.layers)
 
-class FreshImages:
-    """Images that a trained generator makes for the step at hand; nothing of them is kept."""
+    def state_dict(self) -> Tree:
+        """All that the transfer has come to, and how far it is."""
+        made, scene = self.made, self.scene
+        return {
+            "replay": self.replay.state_dict(),
+            "counts": [self.num_batches, self.num_lessons, self.num_images, self.ensemble.passes],
+            "losses": [self.loss, self.inverted],
+            "made": None if made is None else [made.x, made.y, made.losses, made.client],
+            "student": self.student.state_dict(),
+            "lesson": self.lesson.state_dict(),
+            "synthesizer": state_of(self.synthesizer, scene),
+            "combine": state_of(self.ensemble.combine, scene),
+            "pool": self.pool.state_dict(),
+        }
 
-    def __init__(self, transfer: Transfer) -> None:
-        self.transfer = transfer
-
-    def draw(self, batch_size: int, rng: torch.Generator) -> PoolBatch:
-        """New images, without labels."""
-        t = self.transfer
-        x = t.synthesizer.sample(t.ensemble, t.task, batch_size, rng)
-        return PoolBatch(x, None, None, torch.full((batch_size,), -1), torch.full((batch_size,), -1))
+    def load_state_dict(self, state: Tree) -> None:
+        """Go on from `state`: to be called before the schedule."""
+        scene = self.scene
+        self.replay.load_state_dict(state["replay"])
+        self.num_batches, self.num_lessons, self.num_images, passes = state["counts"]
+        self.ensemble.count(passes - self.ensemble.passes)
+        self.loss, self.inverted = state["losses"]
+        if state["made"] is not None:
+            x, y, losses, client = state["made"]
+            self.made = Inverted(x.to(scene.device), y.to(scene.device), losses, client)
+        self.student.load_state_dict(state["student"])
+        self.lesson.load_state_dict(state["lesson"])
+        restore(self.synthesizer, state["synthesizer"], scene)
+        restore(self.ensemble.combine, state["combine"], scene)
+        self.pool.load_state_dict(state["pool"])
 
 
 def transfer(
@@ -189,6 +260,7 @@ def transfer(
     evaluate: Callable[[nn.Module], float],
     budget_s: float | None = None,
     clock: Clock = time.perf_counter,
+    checkpoints: Checkpoints | None = None,
 ) -> dict[str, float]:
     """Teach `student`, in place, what `ensemble` knows.
 
@@ -214,7 +286,11 @@ def transfer(
         log,
         evaluate,
         Budget(checked_budget(budget_s), clock),
+        checkpoints=checkpoints,
     )
+    before_this = None if checkpoints is None else checkpoints.resumed()
+    if before_this is not None:
+        state.load_state_dict(before_this)
     schedule(state)
     passes = float(ensemble.passes - before)
     return {"teacher-passes": passes, "images": float(state.num_images), "kd-loss": state.loss}

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from fl_cmi.augment import Augment, ResizedCropFlip
 from fl_cmi.bank import Bank
+from fl_cmi.checkpoint.state import Scene
+from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.losses import info_nce
 from fl_cmi.models.initialize import initialize
@@ -99,11 +101,20 @@ class Contrast:
         if self.head is not None and self.width != width:
             self.head, self.bank = None, Bank(self.bank.capacity)
         if self.head is None:
-            self.width = width
-            self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.head_width))
-            initialize(self.head, rng)
-            self.head.to(device)
-            self.optimizer = torch.optim.Adam(self.head.parameters(), self.learning_rate)
+            initialize(self.make(width), rng)
+            self.settle(device)
+
+    def make(self, width: int) -> nn.Sequential:
+        """A head for features of this width."""
+        self.width = width
+        self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.head_width))
+        return self.head
+
+    def settle(self, device: torch.device) -> torch.optim.Optimizer:
+        """The head on its device, and its optimizer."""
+        assert self.head is not None
+        self.optimizer = torch.optim.Adam(self.head.to(device).parameters(), self.learning_rate)
+        return self.optimizer
 
     def __call__(self, local: Features, global_: Features, rng: torch.Generator) -> Float[Tensor, ""]:
         """`L_cr` of one batch; the gradient reaches the images through `local` only."""
@@ -131,3 +142,23 @@ class Contrast:
     def remember(self, local: Features, global_: Features) -> None:
         """Put the features of the kept images into the bank."""
         self.bank.add(torch.cat([local, global_], dim=1).detach())
+
+    def state_dict(self, scene: Scene) -> Tree:
+        """Head, optimizer and bank."""
+        if self.head is None or self.optimizer is None:
+            return {"width": 0}
+        return {
+            "width": self.width,
+            "head": self.head.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "bank": self.bank.state_dict(),
+        }
+
+    def load_state_dict(self, state: Tree, scene: Scene) -> None:
+        """Go on from `state`; the head is made where there is none."""
+        self.bank, self.width = Bank(self.bank.capacity), state["width"]
+        self.head = self.optimizer = None
+        if self.width:
+            self.make(self.width).load_state_dict(state["head"])
+            self.settle(scene.device).load_state_dict(state["optimizer"])
+            self.bank.load_state_dict(state["bank"], scene.device)

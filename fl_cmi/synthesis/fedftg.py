@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from fl_cmi.checkpoint.state import Scene
+from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.ensemble import Ensemble, owner_weights
 from fl_cmi.losses import kl_divergence, pairwise_diversity
 from fl_cmi.models.generator import ImageGenerator
@@ -178,3 +180,13 @@ class FedFtgGenerator:
         generator = self.source_of(task).built(task, rng, ensemble.num_examples_K.device).eval()
         y, z = self.draw(ensemble, batch_size, rng)
         return generator.images(torch.cat([z, F.one_hot(y, task.num_classes).to(z)], dim=1), task)
+
+    def state_dict(self, scene: Scene) -> Tree:
+        """The generator's."""
+        return None if self.source is None else self.source.state_dict(scene)
+
+    def load_state_dict(self, state: Tree, scene: Scene) -> None:
+        """Go on from `state`."""
+        self.source = None
+        if state is not None:
+            self.source_of(scene.task).load_state_dict(state, scene)

@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fl_cmi.augment import Augment, Identity
+from fl_cmi.checkpoint.state import Scene, restore, state_of
+from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.synthesis.contrast import Contrast
 from fl_cmi.synthesis.source import Source
@@ -140,6 +142,22 @@ class Inversion:
         for term in self.terms.values():
             term.finish()
         return Inverted(image, y, {**{k: v.item() for k, v in losses.items()}, "total": best})
+
+    def state_dict(self, scene: Scene) -> Tree:
+        """What outlives a batch: of source, terms and contrast."""
+        return {
+            "source": state_of(self.source, scene),
+            "terms": {name: term.state_dict(scene) for name, term in self.terms.items()},
+            "contrast": None if self.contrast is None else self.contrast.state_dict(scene),
+        }
+
+    def load_state_dict(self, state: Tree, scene: Scene) -> None:
+        """Go on from `state`."""
+        restore(self.source, state["source"], scene)
+        for name, term in self.terms.items():
+            term.load_state_dict(state["terms"][name], scene)
+        if self.contrast is not None:
+            self.contrast.load_state_dict(state["contrast"], scene)
 
 
 def finite(total: Tensor, losses: Mapping[str, Tensor], step: int) -> float:

@@ -8,6 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from fl_cmi.checkpoint.state import Scene
+from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.models.generator import ImageGenerator
 from fl_cmi.synthesis.source import MakeGenerator, follow
 from fl_cmi.types import ConfigError, Task
@@ -132,11 +134,17 @@ class MetaGenerator:
     def built(self, task: Task, rng: torch.Generator, device: torch.device) -> ImageGenerator:
         """G, made and initialized when it is first asked for."""
         if self.outer is None:
-            self.outer = self.make(task.shape)
-            self.outer.reset(rng)
-            self.outer.to(device).to(memory_format=torch.channels_last).train()
-            self.meta_optimizer = Adam(self.outer.parameters(), self.meta_rate, betas=self.betas)
+            outer = self.make(task.shape)
+            outer.reset(rng)
+            self.settle(outer, device)
+        assert self.outer is not None
         return self.outer
+
+    def settle(self, outer: ImageGenerator, device: torch.device) -> Optimizer:
+        """Take G, on its device, with a new meta-optimizer."""
+        self.outer = outer.to(device).to(memory_format=torch.channels_last).train()
+        self.meta_optimizer = Adam(self.outer.parameters(), self.meta_rate, betas=self.betas)
+        return self.meta_optimizer
 
     def images(self) -> Float[Tensor, "batch channels height width"]:
         """F(z) for the latents as they stand."""
@@ -154,6 +162,22 @@ class MetaGenerator:
         if self.update is not None and self.outer is not None and self.inner is not None:
             self.update.after_batch(self.outer, self.inner)
             follow(self.meta_optimizer)
+
+    def state_dict(self, scene: Scene) -> Tree:
+        """G, its optimizer and the number of batches."""
+        if self.outer is None or self.meta_optimizer is None:
+            return {"batch": 0}
+        state = {"outer": self.outer.state_dict(), "optimizer": self.meta_optimizer.state_dict()}
+        return {"batch": self.batch, **state}
+
+    def load_state_dict(self, state: Tree, scene: Scene) -> None:
+        """Go on from `state`."""
+        self.batch = state["batch"]
+        self.outer = self.inner = self.meta_optimizer = self.optimizer = None
+        if "outer" in state:
+            outer = self.make(scene.task.shape)
+            outer.load_state_dict(state["outer"])
+            self.settle(outer, scene.device).load_state_dict(state["optimizer"])
 
 
 @torch.no_grad()

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fl_cmi.checkpoint.state import Scene
+from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.synthesis.inversion import Inverted
 from fl_cmi.synthesis.pixels import on_grid
@@ -48,3 +50,10 @@ class Noise:
         mean, std = (torch.tensor(v)[:, None, None] for v in (task.mean, task.std))
         x = torch.randn(batch_size, *task.shape, generator=rng) * std + mean
         return on_grid(x).to(ensemble.num_examples_K.device)
+
+    def state_dict(self, scene: Scene) -> Tree:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: Tree, scene: Scene) -> None:
+        """Nothing."""

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from fl_cmi.checkpoint.state import Scene
+from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.synthesis.source import MakeOptimizer, follow
 from fl_cmi.types import ConfigError, Task
 
@@ -96,6 +98,13 @@ class PixelSource:
 
     def finish(self) -> None:
         """Nothing outlives the batch."""
+
+    def state_dict(self, scene: Scene) -> Tree:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: Tree, scene: Scene) -> None:
+        """Nothing."""
 
 
 def on_grid(x: Batch) -> Batch:

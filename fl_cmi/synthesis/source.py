@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from fl_cmi.checkpoint.state import Scene
+from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.models.generator import ImageGenerator
 from fl_cmi.types import ConfigError, Shape, Task
 
@@ -103,6 +105,17 @@ class GeneratorSource:
     def finish(self) -> None:
         """Nothing outlives the batch but the weights themselves."""
 
+    def state_dict(self, scene: Scene) -> Tree:
+        """The weights, where they do; None where each batch has new ones, or before the first."""
+        return None if self.reset or self.generator is None else self.generator.state_dict()
+
+    def load_state_dict(self, state: Tree, scene: Scene) -> None:
+        """Go on from `state`."""
+        self.generator = self.latents = self.optimizer = None
+        if state is not None:
+            self.generator = self.make(scene.task.shape)
+            self.generator.load_state_dict(state)
+
 
 class TrainedGenerator:
     """`x = G(z)` with new latents z ~ N(0, I) at every step: only the weights learn, by one optimizer for the run.
@@ -137,13 +150,39 @@ class TrainedGenerator:
     def built(self, task: Task, rng: torch.Generator, device: torch.device) -> ImageGenerator:
         """The generator, made and initialized when it is first asked for."""
         if self.generator is None:
-            self.generator = self.make(task.shape)
-            self.generator.reset(rng)
-            self.generator.to(device).to(memory_format=torch.channels_last)
-            self.optimizer = self.make_optimizer(self.generator.parameters())
-            if self.make_scheduler is not None:
-                self.scheduler = self.make_scheduler(self.optimizer)
+            generator = self.make(task.shape)
+            generator.reset(rng)
+            self.settle(generator, device)
+        assert self.generator is not None
         return self.generator
+
+    def settle(self, generator: ImageGenerator, device: torch.device) -> Optimizer:
+        """Take the generator, on its device, with a new optimizer and its scheduler."""
+        self.generator = generator.to(device).to(memory_format=torch.channels_last)
+        self.optimizer = self.make_optimizer(self.generator.parameters())
+        self.scheduler = None if self.make_scheduler is None else self.make_scheduler(self.optimizer)
+        return self.optimizer
+
+    def state_dict(self, scene: Scene) -> Tree:
+        """Weights, optimizer and scheduler; None before the first batch."""
+        if self.generator is None or self.optimizer is None:
+            return None
+        rate = self.scheduler
+        return {
+            "generator": self.generator.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if rate is None else plain_state(rate),
+        }
+
+    def load_state_dict(self, state: Tree, scene: Scene) -> None:
+        """Go on from `state`."""
+        self.generator = self.optimizer = self.scheduler = None
+        if state is not None:
+            generator = self.make(scene.task.shape)
+            generator.load_state_dict(state["generator"])
+            self.settle(generator, scene.device).load_state_dict(state["optimizer"])
+            if self.scheduler is not None:
+                self.scheduler.load_state_dict(state["scheduler"])
 
     def images(self) -> Float[Tensor, "batch channels height width"]:
         """G(z) for new latents."""
@@ -175,3 +214,9 @@ def follow(optimizer: Optimizer | None) -> None:
     assert optimizer is not None, "begin() comes first"
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+
+
+def plain_state(scheduler: LRScheduler) -> Tree:
+    """What a scheduler remembers, without the functions that it was made of."""
+    found = scheduler.state_dict()
+    return {key: value for key, value in found.items() if isinstance(value, int | float | list | None)}

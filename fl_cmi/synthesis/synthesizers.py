@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from fl_cmi.checkpoint.state import Scene
+from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.synthesis.inversion import Inversion, Inverted
 from fl_cmi.synthesis.source import Samples
@@ -127,6 +129,14 @@ class Joint:
         """Images of the one generator."""
         return sampling(self.inversion).sample(task, batch_size, rng, ensemble.num_examples_K.device)
 
+    def state_dict(self, scene: Scene) -> Tree:
+        """The inversion's."""
+        return self.inversion.state_dict(scene)
+
+    def load_state_dict(self, state: Tree, scene: Scene) -> None:
+        """Go on from `state`."""
+        self.inversion.load_state_dict(state, scene)
+
 
 class PerClient:
     """Invert one client's model at a time, under its own label mix; then let the whole ensemble label the images.
@@ -176,6 +186,16 @@ class PerClient:
         if client not in self.inversions:
             self.inversions[client] = copy.deepcopy(self.template)
         return self.inversions[client]
+
+    def state_dict(self, scene: Scene) -> Tree:
+        """The state of each client's inversion so far."""
+        return {client: inversion.state_dict(scene) for client, inversion in self.inversions.items()}
+
+    def load_state_dict(self, state: Tree, scene: Scene) -> None:
+        """Go on from `state`."""
+        self.inversions = {}
+        for client, own in state.items():
+            self.inversion_of(client).load_state_dict(own, scene)
 
     def draw(
         self, ensemble: Ensemble, classes: int, rng: torch.Generator

@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fl_cmi.batchnorm import Seen, batch_statistics
+from fl_cmi.checkpoint.state import Scene
+from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.synthesis.terms.batch_norm import require_batch_norm
 from fl_cmi.synthesis.terms.term import Look, Term
@@ -86,3 +88,15 @@ class BatchNormMemory(Term):
     def finish(self) -> None:
         """Take the last step's statistics into the memory; forget the layers of other teachers."""
         self.memory = {layer: self.blended(layer, *found) for layer, found in self.current.items()}
+
+    def state_dict(self, scene: Scene) -> Tree:
+        """The memory of the teachers' layers by name; between rounds none, for the next ones have others."""
+        return {name: self.memory[layer] for name, layer in scene.layers.items() if layer in self.memory}
+
+    def load_state_dict(self, state: Tree, scene: Scene) -> None:
+        """Go on from `state`."""
+        self.current = {}
+        self.memory = {
+            scene.layers[name]: (var.to(scene.device), mean.to(scene.device))
+            for name, (var, mean) in state.items()
+        }

@@ -3,6 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor
 
+from fl_cmi.checkpoint.state import Scene
+from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.synthesis.terms.term import Look, Term
 from fl_cmi.types import ConfigError
@@ -45,3 +47,13 @@ class Delayed(Term):
         self.batch += 1
         self.student = self.term.student and self.begun
         self.term.finish()
+
+    def state_dict(self, scene: Scene) -> Tree:
+        """The count, and the other term's memory."""
+        return {"batch": self.batch, "term": self.term.state_dict(scene)}
+
+    def load_state_dict(self, state: Tree, scene: Scene) -> None:
+        """Go on from `state`."""
+        self.batch = state["batch"]
+        self.student = self.term.student and self.begun
+        self.term.load_state_dict(state["term"], scene)

@@ -5,6 +5,8 @@ import math
 from jaxtyping import Float
 from torch import Tensor
 
+from fl_cmi.checkpoint.state import Scene
+from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.synthesis.terms.term import Look, Term
 from fl_cmi.types import ConfigError
@@ -54,3 +56,12 @@ class ExpIncrement(Term):
     def finish(self) -> None:
         """As the other term."""
         self.term.finish()
+
+    def state_dict(self, scene: Scene) -> Tree:
+        """Step, reference, and the other term's memory."""
+        return {"index": self.index, "reference": self.reference, "term": self.term.state_dict(scene)}
+
+    def load_state_dict(self, state: Tree, scene: Scene) -> None:
+        """Go on from `state`."""
+        self.index, self.reference = state["index"], state["reference"]
+        self.term.load_state_dict(state["term"], scene)

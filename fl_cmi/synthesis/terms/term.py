@@ -11,6 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fl_cmi.batchnorm import Seen
+from fl_cmi.checkpoint.state import Scene
+from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.types import ConfigError, Task
 
@@ -103,3 +105,11 @@ class Term:
 
     def finish(self) -> None:
         """The batch is over: terms that remember something do it here."""
+
+    def state_dict(self, scene: Scene) -> Tree:
+        """What the term remembers from batch to batch: nothing, unless it says so."""
+        return {}
+
+    def load_state_dict(self, state: Tree, scene: Scene) -> None:
+        """Go on from `state`."""
+        assert not state, "a memory without an owner"
