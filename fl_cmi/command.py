@@ -14,13 +14,14 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from fl_cmi.checks import ONLY_DISTILL, ONLY_SIMULATE
 from fl_cmi.compose import Config, config_folder, plain_config
 from fl_cmi.nodes import as_typed
+from fl_cmi.resume import resumed
 from fl_cmi.types import ConfigError
 
 __all__ = ["carry_out", "command_line"]
@@ -60,7 +61,9 @@ def carry_out(
         The student's last test accuracy, for sweepers.
     """
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    overrides = list(HydraConfig.get().overrides.task)
+    overrides = [
+        override for override in HydraConfig.get().overrides.task if not override.startswith("resume=")
+    ]
     command = shlex.join(["python", "-m", f"fl_cmi.{name}", *overrides])
     expected: tuple[type[Exception], ...] = (FloatingPointError, *failures)
     plain: Config = {}
@@ -69,7 +72,8 @@ def carry_out(
         plain = plain_config(config if prepare is None else prepare(config, overrides))
         summary = run(plain, run_dir, command)
     except ConfigError as error:
-        discard(run_dir)
+        if not OmegaConf.select(config, "resume"):
+            discard(run_dir)
         fail(str(as_typed(error, plain)), 2)
     except expected as error:
         fail(str(error), 1)
@@ -115,7 +119,9 @@ def command_line(name: str, job: Callable[[DictConfig], float]) -> None:
     try:
         check_arguments(sys.argv[1:])
         # Behind an override, Hydra's parser would take what follows -m for something else.
-        sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
+        sys.argv[1:] = sorted(
+            resumed(sys.argv[1:]), key=lambda argument: argument not in ("-m", "--multirun")
+        )
         program()
     except KeyboardInterrupt:
         fail("interrupted", INTERRUPTED)

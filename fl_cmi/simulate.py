@@ -3,12 +3,12 @@
 python -m fl_cmi.simulate                                   # digits, 5 clients, one round of fed_cmi
 python -m fl_cmi.simulate experiment=fmnist_oneshot seed=1
 python -m fl_cmi.simulate -m seed=0,1,2 strategy=fedavg,fed_cmi
+python -m fl_cmi.simulate resume=outputs/.../...                # go on with a run that was killed
 """
 
 import json
 import logging
 import os
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from omegaconf import DictConfig
 
 from fl_cmi.bank import Pool
+from fl_cmi.checkpoint.run import Checkpoints, check_settings, finished, is_finished, open_store
 from fl_cmi.checks import check
 from fl_cmi.command import carry_out, command_line
 from fl_cmi.compose import Config, build, dataset, fitting, make_partition, server_side
@@ -26,9 +27,10 @@ from fl_cmi.ensemble import Combine, Ensemble
 from fl_cmi.evaluate import accuracy, predict
 from fl_cmi.flower.backend import Backend, flower_log
 from fl_cmi.flower.buffers import SeparateBuffers
+from fl_cmi.flower.outcome import Outcome
 from fl_cmi.flower.participation import ClientFailure
 from fl_cmi.flower.scores import Scores
-from fl_cmi.flower.server import Outcome, serve
+from fl_cmi.flower.server import serve
 from fl_cmi.flower.strategies import FedCmi, one_architecture
 from fl_cmi.flower.teacher_cache import TeacherCache
 from fl_cmi.last_step import check_last_step, last_step
@@ -38,6 +40,7 @@ from fl_cmi.partition import Partition, client_tests
 from fl_cmi.report.figures import partition_heatmap
 from fl_cmi.report.folder import save_state, saving_on_failure, write_results
 from fl_cmi.report.html import write_report
+from fl_cmi.report.integrity import write_integrity
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
 from fl_cmi.report.summary import digest, provenance
@@ -60,9 +63,13 @@ def run(
         ConfigError: For a user's mistake, before any client trains and before anything is written.
         ClientFailure: If a client failed and the policy is `fail`.
     """
-    start = time.perf_counter()
     check(config)
+    check_settings(config)
     keep_freed_memory()
+    resume, config = bool(config["resume"]), {**config, "resume": None}
+    if resume and is_finished(run_dir):
+        return finished(run_dir, config)
+    store, start = open_store(config, run_dir, resume)
     # Told of every strategy, also of those that have no use for it.
     checked_budget(config["budget_s"]), clock_called(config["budget_clock"])
     progress, log = Progress(), MetricsLog(run_dir / "metrics.jsonl")
@@ -96,13 +103,16 @@ def run(
         folder = config.get("teacher_cache")
         cache = None if folder is None else TeacherCache(folder, config, partition, data, side)
         backend = build(config["backend"], "backend") if backend is None else backend
+    checkpoints = Checkpoints(store, config, log, progress, start)
     counts = partition.counts(data.train.y.numpy(), data.train.num_classes)
     log.write("partition", counts=counts, **partition.manifest())
+    if start is None:
+        checkpoints.commit({})
     outcome = Outcome()
 
     def rounds(grid: Any) -> None:
         nonlocal outcome
-        outcome = serve(grid, strategy, side, config, threads, scores, cache)
+        outcome = serve(grid, strategy, side, config, threads, scores, cache, checkpoints)
 
     pool = strategy.pool if isinstance(strategy, FedCmi) else None
     with saving_on_failure(pool, run_dir):
@@ -119,7 +129,7 @@ def run(
     summary["teacher_cache"] = None if cache is None else cache.status
     # Clients that were not trained took no time, however long it was to wait for another run to train them.
     phases |= {} if cache is None or cache.status != "hit" else {"local": phases.get("local", 0.0)}
-    summary["seconds"] = {**phases, "total": time.perf_counter() - start}
+    summary["seconds"] = {**phases, "total": checkpoints.seconds}
     log.write("summary", **{key: summary[key] for key in ("student", "ensemble", "average", "gap")})
     if compressor is not None and pool is not None:
         augment = build(config["augment"], "augment")
@@ -135,6 +145,8 @@ def run(
         data.class_names,
         partial(write_report, run_dir, summary, command),
     )
+    write_integrity(run_dir)
+    checkpoints.close()
     return summary
 
 

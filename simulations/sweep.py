@@ -38,7 +38,7 @@ __all__ = [
 
 Value = str | int | float
 
-CARRIAGE = ("backend", "server_threads", "threads", "teacher_cache")
+CARRIAGE = ("backend", "checkpoint", "resume", "server_threads", "threads", "teacher_cache")
 """Keys that tell how a run is carried out, not what is run: whoever resumes a sweep may have changed them."""
 
 composing = threading.Lock()

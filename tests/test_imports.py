@@ -8,9 +8,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "fl_cmi"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("simulate", "distill", "compress", "last_step", "command", "__main__", "flower.app"),
+    ("simulate", "distill", "compress", "verify", "last_step", "resume", "command", "__main__", "flower.app"),
     ("flower",),
-    ("compose", "sides", "disclosure", "flower.records"),
+    ("compose", "sides", "disclosure", "flower.records", "checkpoint.run"),
     ("compression",),
     ("synthesis", "distillation", "federated", "training", "evaluate", "measures", "report"),
     ("ensemble",),
@@ -23,7 +23,7 @@ ONLY_IN = {
     "flwr": ("flower",),
     "ray": ("flower",),
     "hydra": ("compose", "command", "compress"),
-    "omegaconf": ("compose", "command", "simulate", "distill", "compress"),
+    "omegaconf": ("compose", "command", "resume", "simulate", "distill", "compress"),
     "torchao": (),
     "onnx": (),
     "onnxruntime": (),

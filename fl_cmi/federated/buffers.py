@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 from fl_cmi.batchnorm import batch_norm_layers
+from fl_cmi.checkpoint.state import Scene, restore, state_of
+from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.ensemble import Combine, Ensemble, mean_logits
 from fl_cmi.synthesis.synthesizers import Synthesizer
 from fl_cmi.types import ConfigError, State, Task
@@ -54,6 +56,14 @@ class BufferPolicy:
             rng: For what has to be drawn.
         """
         return {name: model.state_dict()[name] for name in buffer_names(model)}
+
+    def state_dict(self, scene: Scene) -> Tree:
+        """What the policy remembers from round to round: nothing, unless it says so."""
+        return None
+
+    def load_state_dict(self, state: Tree, scene: Scene) -> None:
+        """Go on from `state`."""
+        assert state is None, "a memory without an owner"
 
 
 class Average(BufferPolicy):
@@ -134,6 +144,15 @@ class Recalibrate(BufferPolicy):
         made = [self.synthesizer(team, model, task, rng).x for _ in range(self.batches)]
         recalibrate(model, made)
         return {name: model.state_dict()[name] for name in buffer_names(model)}
+
+    def state_dict(self, scene: Scene) -> Tree:
+        """The synthesizer's, and the rule's."""
+        return [state_of(self.synthesizer, scene), state_of(self.combine, scene)]
+
+    def load_state_dict(self, state: Tree, scene: Scene) -> None:
+        """Go on from `state`."""
+        restore(self.synthesizer, state[0], scene)
+        restore(self.combine, state[1], scene)
 
 
 def recalibrate(model: nn.Module, batches: Sequence[torch.Tensor]) -> None:

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.ensemble import owner_weights
 from fl_cmi.federated.fedgen_losses import weighted_teacher
 from fl_cmi.losses import pairwise_diversity
@@ -145,3 +146,14 @@ class GeneratorTraining:
         for group in self.optimizer.param_groups:
             group["lr"] *= self.rate_decay
         return totals
+
+    def state_dict(self) -> Tree:
+        """The optimizer's; None before the first round."""
+        return None if self.optimizer is None else self.optimizer.state_dict()
+
+    def load_state_dict(self, state: Tree, generator: LatentGenerator) -> None:
+        """Go on from `state` with this generator."""
+        self.optimizer = None
+        if state is not None:
+            self.optimizer = self.make_optimizer(generator.parameters())
+            self.optimizer.load_state_dict(state)

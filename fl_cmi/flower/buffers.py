@@ -6,9 +6,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fl_cmi.checkpoint.state import Scene
+from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.ensemble import Ensemble, mean_logits
 from fl_cmi.federated.buffers import buffer_names
 from fl_cmi.flower.records import ARRAYS, REPORT, from_record, to_record, unpack_updates
+from fl_cmi.flower.strategy_state import restore_strategy, strategy_state
 from fl_cmi.rng import stream
 from fl_cmi.sides import ServerSide
 from fl_cmi.types import ConfigError
@@ -89,6 +92,15 @@ class SeparateBuffers(Strategy):
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Nothing to aggregate."""
         return None
+
+    def state_dict(self, scene: Scene) -> Tree:
+        """The strategy's, and the policy's."""
+        return [strategy_state(self.strategy, scene), self.side.sharing.buffers.state_dict(scene)]
+
+    def load_state_dict(self, state: Tree, scene: Scene) -> None:
+        """Go on from `state`."""
+        restore_strategy(self.strategy, state[0], scene)
+        self.side.sharing.buffers.load_state_dict(state[1], scene)
 
     def summary(self) -> None:
         """The strategy's own."""

@@ -7,6 +7,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
+from fl_cmi.checkpoint.state import Scene
+from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.federated.buffers import weighted_mean
 from fl_cmi.federated.fednova import NORMALIZER, CountedSteps
 from fl_cmi.federated.method import trainable
@@ -84,6 +86,14 @@ class Scaffold(FedAvg):
         metrics = self.train_metrics_aggr_fn([reply.content for reply in valid], self.weighted_by_key)
         return complete(new, self.sent), metrics
 
+    def state_dict(self, scene: Scene) -> Tree:
+        """C."""
+        return self.control
+
+    def load_state_dict(self, state: Tree, scene: Scene) -> None:
+        """Go on from `state`."""
+        self.control = state
+
 
 class FedNova(FedAvg):
     """FedNova: clients may train for unequal numbers of steps without pulling the model to those that train longest.
@@ -156,3 +166,11 @@ class FedNova(FedAvg):
             step = {name: self.server_momentum * self.velocity[name] + step[name] for name in step}
         self.velocity = step
         return {name: start[name] - step[name] for name in step}
+
+    def state_dict(self, scene: Scene) -> Tree:
+        """V."""
+        return self.velocity
+
+    def load_state_dict(self, state: Tree, scene: Scene) -> None:
+        """Go on from `state`."""
+        self.velocity = state

@@ -9,6 +9,8 @@ from flwr.serverapp.strategy import FedAvg
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fl_cmi.checkpoint.state import Scene
+from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.flower.prototypes import Prototypes
 from fl_cmi.flower.records import to_record, unpack_updates
 from fl_cmi.sides import ServerSide
@@ -90,3 +92,11 @@ class FedEnsemble(FedAvg):
         """Who predicts, after a round."""
         assert self.vote is not None, "a round comes first"
         return self.vote
+
+    def state_dict(self, scene: Scene) -> Tree:
+        """The averages; who voted is asked anew in each round."""
+        return self.prototypes.state_dict()
+
+    def load_state_dict(self, state: Tree, scene: Scene) -> None:
+        """Go on from `state`."""
+        self.prototypes.load_state_dict(state)

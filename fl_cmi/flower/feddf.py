@@ -11,6 +11,8 @@ from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
 from fl_cmi.bank import Draws, Shuffled
+from fl_cmi.checkpoint.state import Scene, restore, state_of
+from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.distillation.budget import Budget, checked_budget, clock_called
 from fl_cmi.distillation.distiller import Distiller
 from fl_cmi.distillation.early_stopping import EarlyStopping, Stopped
@@ -154,6 +156,20 @@ class FedDF(FedAvg):
             name: value.detach().cpu().clone() for name, value in student.state_dict().items()
         }
         return stopped
+
+    def state_dict(self, scene: Scene) -> Tree:
+        """What a round leaves to the next."""
+        return {
+            "prototypes": self.prototypes.state_dict(),
+            "passes": self.teacher_passes,
+            "combine": state_of(self.combine, scene),
+        }
+
+    def load_state_dict(self, state: Tree, scene: Scene) -> None:
+        """Go on from `state`."""
+        self.prototypes.load_state_dict(state["prototypes"])
+        self.teacher_passes = state["passes"]
+        restore(self.combine, state["combine"], scene)
 
     def draws(self, ensemble: Ensemble) -> Draws:
         """What a round is distilled on."""

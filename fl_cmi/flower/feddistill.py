@@ -6,6 +6,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
+from fl_cmi.checkpoint.state import Scene
+from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.federated.buffers import weighted_mean
 from fl_cmi.federated.feddistill import LOGITS, LabelLogits, global_logits
 from fl_cmi.flower.records import unpack_updates
@@ -65,3 +67,11 @@ class FedDistill(FedAvg):
             return self.sent, metrics
         new = weighted_mean([u.shared for u in updates], [u.num_examples for u in updates])
         return complete(new, self.sent), metrics
+
+    def state_dict(self, scene: Scene) -> Tree:
+        """The mean logits."""
+        return self.logits
+
+    def load_state_dict(self, state: Tree, scene: Scene) -> None:
+        """Go on from `state`."""
+        self.logits = state

@@ -8,6 +8,8 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
+from fl_cmi.checkpoint.state import Scene
+from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.federated.buffers import weighted_mean
 from fl_cmi.federated.fedgen import GENERATOR, LABELS, LatentRegularized
 from fl_cmi.federated.fedgen_server import GeneratorTraining, LabelCounts
@@ -106,3 +108,17 @@ class FedGen(FedAvg):
         model = self.side.student()
         model.load_state_dict(update.shared, strict=False)
         return model.get_submodule("classifier").to(self.side.device)
+
+    def state_dict(self, scene: Scene) -> Tree:
+        """The generator, its training, and the labels heard of."""
+        return {
+            "generator": self.generator.state_dict(),
+            "training": self.training.state_dict(),
+            "counts": [self.counts.last, self.counts.owned],
+        }
+
+    def load_state_dict(self, state: Tree, scene: Scene) -> None:
+        """Go on from `state`."""
+        self.generator.load_state_dict(state["generator"])
+        self.training.load_state_dict(state["training"], self.generator)
+        self.counts.last, self.counts.owned = state["counts"]

@@ -42,6 +42,14 @@ class LiveGrid(Grid):
             self.on_reply(reply)
         return reply
 
+    def client_states(self) -> dict[int, RecordDict] | None:
+        """What clients keep from message to message, those that keep something; None where the grid cannot tell."""
+        return None
+
+    def restore_client_states(self, states: Mapping[int, RecordDict]) -> None:
+        """Give clients what they kept; only where `client_states` tells it."""
+        raise NotImplementedError(f"{type(self).__name__} does not reach what clients keep")
+
 
 class PartitionGrid(LiveGrid):
     """A grid that runs the clients itself; its node ids are the partition ids.
@@ -106,6 +114,12 @@ class PartitionGrid(LiveGrid):
         """The context of a client that was never asked."""
         config = {"partition-id": client, "num-partitions": len(self.partition_ids or ())}
         return Context(run_id=1, node_id=client, node_config=config, state=RecordDict(), run_config={})
+
+    def context_with(self, client: int, state: RecordDict) -> Context:
+        """The context of a client that keeps this."""
+        context = self.fresh_context(client)
+        context.state = state
+        return context
 
 
 @dataclass(frozen=True)

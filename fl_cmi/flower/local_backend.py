@@ -1,9 +1,9 @@
 """Clients one after the other in this process: starts at once, and a debugger reaches everything."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fl_cmi.flower.backend import MakeApp, Serve, check_timeout, flower_log
@@ -63,6 +63,15 @@ class LocalGrid(PartitionGrid):
         """The clients' replies, in the order of the messages."""
         deadline = Deadline.within(timeout, self._timeout)
         return [self.report(self._ask(message, deadline)) for message in number(messages)]
+
+    def client_states(self) -> dict[int, RecordDict]:
+        """Of all contexts that are not empty."""
+        return {client: context.state for client, context in self._contexts.items() if len(context.state)}
+
+    def restore_client_states(self, states: Mapping[int, RecordDict]) -> None:
+        """Into the contexts."""
+        for client, state in states.items():
+            self._contexts[client] = self.context_with(client, state)
 
     def _ask(self, message: Message, deadline: Deadline) -> Message:
         if not deadline.left:

@@ -8,7 +8,7 @@ by partition id.
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -120,6 +120,20 @@ class Participation(Grid):
         self._rounds_done = 0
         self.bytes_down, self.bytes_up = 0, 0
         self.failures: list[Failure] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Rounds done, bytes and failures so far: plain values."""
+        return {
+            "rounds": self._rounds_done,
+            "bytes": [self.bytes_down, self.bytes_up],
+            "failures": [asdict(failure) for failure in self.failures],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`."""
+        self._rounds_done = state["rounds"]
+        self.bytes_down, self.bytes_up = state["bytes"]
+        self.failures = [Failure(**failure) for failure in state["failures"]]
 
     @property
     def current_round(self) -> int:

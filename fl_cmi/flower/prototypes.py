@@ -6,6 +6,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from torch import nn
 
+from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.flower.participation import Participation
 from fl_cmi.flower.records import ARRAYS, to_record
 from fl_cmi.sides import Architecture, ServerSide, architecture
@@ -60,6 +61,14 @@ class Prototypes:
                 self.states[kind] = average
                 found.append(kind)
         return found
+
+    def state_dict(self) -> Tree:
+        """The global models, in their order."""
+        return list(self.states.values())
+
+    def load_state_dict(self, state: Tree) -> None:
+        """Go on from `state`."""
+        self.states = dict(zip(self.states, state, strict=True))
 
     def addressed(self, messages: Iterable[Message], grid: Grid) -> Iterable[Message]:
         """The same messages, each client's with the prototype of its architecture where the grid knows who it is."""

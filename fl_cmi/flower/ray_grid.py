@@ -9,7 +9,7 @@ messages.
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,6 +152,16 @@ class RayGrid(PartitionGrid):
         finally:
             self._abandon()
         return [replies[position] for position in range(len(messages))]
+
+    def client_states(self) -> dict[int, RecordDict]:
+        """Of all contexts that are not empty, fetched from the object store."""
+        contexts = zip(self._contexts, ray.get(list(self._contexts.values())), strict=True)
+        return {client: context.state for client, context in contexts if len(context.state)}
+
+    def restore_client_states(self, states: Mapping[int, RecordDict]) -> None:
+        """Into the object store."""
+        for client, state in states.items():
+            self._contexts[client] = ray.put(self.context_with(client, state))
 
     def close(self) -> None:
         """End all actors."""

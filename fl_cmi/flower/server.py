@@ -1,50 +1,26 @@
 """The server's half of a run: Flower's own rounds on a grid, the global model scored after each."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from fl_cmi.checkpoint.run import Checkpoints
 from fl_cmi.compose import Config
 from fl_cmi.distillation.budget import CLOCKS
+from fl_cmi.flower.outcome import Outcome
 from fl_cmi.flower.participation import Participation, Remember
 from fl_cmi.flower.records import from_record, to_record
+from fl_cmi.flower.rounds import Rounds
 from fl_cmi.flower.scores import Scores
 from fl_cmi.sides import ServerSide
-from fl_cmi.types import State, Update
+from fl_cmi.types import Update
 
 __all__ = ["Outcome", "serve"]
 
 NO_TIMEOUT = 1e9  # seconds; a backend's own timeout decides
-
-
-@dataclass
-class Outcome:
-    """What a run produced.
-
-    Args:
-        student: The global model after the last round.
-        accuracies: Its test accuracy after each round, in [0, 1]; see `Scores` for clients that keep a part of
-            it, and for strategies whose predictions are not the global model's.
-        own_tests: Accuracy on the clients' own test images after each round, where it is measured.
-        updates: What the clients of the last round sent, by partition id.
-        bytes_up: Payload that clients sent, over all rounds.
-        bytes_down: Payload that clients received, over all rounds.
-        failures: Clients that failed and were dropped.
-        server_seconds: What the server did between the clients' replies and the new global model, over all rounds:
-            seconds by the `wall` and of the `cpu` (all threads of this process).
-    """
-
-    student: State = field(default_factory=dict)
-    accuracies: list[float] = field(default_factory=list)
-    own_tests: list[float] = field(default_factory=list)
-    updates: list[Update] = field(default_factory=list)
-    bytes_up: int = 0
-    bytes_down: int = 0
-    failures: list[dict[str, object]] = field(default_factory=list)
-    server_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(CLOCKS, 0.0))
 
 
 def serve(
@@ -55,21 +31,28 @@ def serve(
     threads: int,
     scores: Scores | None = None,
     remember: Remember | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Outcome:
-    """Run all rounds of `strategy` on `grid`; `scores` measures each (None: accuracy alone)."""
+    """Run all rounds of `strategy` on `grid`; `scores` measures each (None: accuracy alone).
+
+    With `checkpoints` they are kept as they end, and those that are there already are not run again.
+    """
     measure = Scores(side) if scores is None else scores
     # Thread counts belong to the calling thread, and Flower's engine calls from a thread of its own.
     torch.set_num_threads(threads)
     outcome = Outcome()
     begun: dict[str, float] = {}
     initial = side.student().state_dict()
+    keeper = None if checkpoints is None else Rounds(checkpoints, side, strategy, measure, outcome, config)
 
     def observe(server_round: int, updates: list[Update]) -> None:
         outcome.updates = updates
         begun.update({name: clock() for name, clock in CLOCKS.items()})
+        if keeper is not None:
+            keeper.clients_done(server_round, begun)
 
     def score(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        if server_round == 0:
+        if server_round == 0 or (keeper is not None and server_round <= keeper.done):
             return None
         for name, clock in CLOCKS.items():
             outcome.server_seconds[name] += clock() - begun[name]
@@ -80,6 +63,8 @@ def serve(
         if "own_tests" in found:
             outcome.own_tests.append(found["own_tests"])
         side.log.write("round", round=server_round, bytes=view.bytes_up + view.bytes_down, **found)
+        if keeper is not None and server_round < config["rounds"]:
+            keeper.round_done(server_round, arrays)
         return MetricRecord({**found})
 
     view = Participation(
@@ -89,10 +74,10 @@ def serve(
         seed=config["seed"],
         on_client_failure=config["on_client_failure"],
         observer=observe,
-        remember=remember,
+        remember=remember if keeper is None else keeper.remembering(remember),
         exchanging=lambda clients: side.progress.phase("local", total=clients),
     )
-    strategy.start(
+    (strategy if keeper is None else keeper.attach(view, grid)).start(
         grid=view,
         initial_arrays=to_record(initial),
         num_rounds=config["rounds"],

@@ -8,9 +8,11 @@ from flwr.serverapp.strategy import FedAvg
 from torch import nn
 
 from fl_cmi.bank import Pool
+from fl_cmi.checkpoint.state import Scene, restore, state_of
+from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.distillation.budget import checked_budget, clock_called
 from fl_cmi.distillation.distiller import Distiller
-from fl_cmi.distillation.transfer import Schedule, transfer
+from fl_cmi.distillation.transfer import Checkpoints, Schedule, transfer
 from fl_cmi.ensemble import Combine, Ensemble
 from fl_cmi.flower.records import to_record, unpack_updates
 from fl_cmi.sides import ServerSide, architecture, same_tensors
@@ -77,6 +79,7 @@ class FedCmi(FedAvg):
         self.clock = clock_called(budget_clock)
         self.previous: State | None = None
         self.teacher_passes = 0
+        self.checkpoints: Checkpoints | None = None
         # What these models and parts cannot serve is refused before any client trains.
         schedule.check(synthesizer, distiller)
         synthesizer.check(side.untrained_ensemble(combine))
@@ -112,10 +115,29 @@ class FedCmi(FedAvg):
             evaluate=side.test_accuracy,
             budget_s=self.budget_s,
             clock=self.clock,
+            checkpoints=self.checkpoints,
         )
         self.teacher_passes += ensemble.passes
         self.previous = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
         return to_record(self.previous), MetricRecord(metrics)
+
+    def state_dict(self, scene: Scene) -> Tree:
+        """What a round leaves to the next."""
+        return {
+            "previous": self.previous,
+            "passes": self.teacher_passes,
+            "synthesizer": state_of(self.synthesizer, scene),
+            "combine": state_of(self.combine, scene),
+            "pool": self.pool.state_dict() if self.keep_pool else None,
+        }
+
+    def load_state_dict(self, state: Tree, scene: Scene) -> None:
+        """Go on from `state`."""
+        self.previous, self.teacher_passes = state["previous"], state["passes"]
+        restore(self.synthesizer, state["synthesizer"], scene)
+        restore(self.combine, state["combine"], scene)
+        if self.keep_pool:
+            self.pool.load_state_dict(state["pool"])
 
     def start_student(self, updates: list[Update], server_round: int) -> nn.Module:
         """The student as it begins the round."""

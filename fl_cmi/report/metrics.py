@@ -1,7 +1,9 @@
 """Every number of a run by name, one JSON object per line."""
 
+import hashlib
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +48,14 @@ class MetricsLog:
 
     Args:
         path: The file, made with its folder at the first event.
+
+    Attributes:
+        muted: Whether events are passed over, because an earlier process has written them.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.muted = False
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event.
@@ -59,9 +65,29 @@ class MetricsLog:
         """
         row = {"event": event} | {name: plain(value, f"{event}.{name}") for name, value in fields.items()}
         line = json.dumps(row, allow_nan=False, ensure_ascii=False)
+        if self.muted:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+    def settled(self) -> tuple[int, str]:
+        """Bytes written so far, which are on the disk when this returns, and their checksum."""
+        if not self.path.exists():
+            return 0, hashlib.sha256().hexdigest()
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
+            content = file.read()
+        return len(content), hashlib.sha256(content).hexdigest()
+
+    def truncate(self, length: int, checksum: str) -> bool:
+        """Forget what was written after the first `length` bytes; False, and nothing done, where these are others."""
+        content = self.path.read_bytes() if self.path.exists() else b""
+        if len(content) < length or hashlib.sha256(content[:length]).hexdigest() != checksum:
+            return False
+        if len(content) > length:
+            os.truncate(self.path, length)
+        return True
 
     @staticmethod
     def read(path: Path) -> list[dict[str, Any]]:

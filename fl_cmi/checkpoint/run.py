@@ -1,0 +1,259 @@
+"""The checkpoints of a run: what it was begun with, how far its log reaches, how long it took, and its parts."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fl_cmi.checkpoint.state import NotResumableError
+from fl_cmi.checkpoint.store import Busy, Damaged, Generation, Part, Store
+from fl_cmi.checkpoint.tree import Tree
+from fl_cmi.report.metrics import MetricsLog
+from fl_cmi.report.progress import Progress
+from fl_cmi.report.summary import json_safe
+from fl_cmi.types import ConfigError
+
+__all__ = ["FOLDER", "Checkpoints", "check_settings", "differing", "finished", "is_finished", "open_store"]
+
+logger = logging.getLogger(__name__)
+
+Config = dict[str, Any]
+
+FOLDER = "checkpoint"
+"""Within the run's folder."""
+
+FREE = ("resume", "checkpoint", "backend", "client_timeout", "teacher_cache", "save_pool")
+"""Keys that a run may go on with other values of: they do not change the result."""
+
+
+def check_settings(config: Config) -> None:
+    """Raise ConfigError for values of `resume` and `checkpoint` that make no sense."""
+    settings = config["checkpoint"]
+    if not isinstance(settings, dict) or set(settings) != {"rounds", "every", "keep"}:
+        raise ConfigError("checkpoint", settings, "its keys rounds, every and keep")
+    for key in ("rounds", "every"):
+        value = settings[key]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ConfigError(f"checkpoint.{key}", value, "an integer >= 1, or null for never")
+    if not isinstance(settings["keep"], bool):
+        raise ConfigError("checkpoint.keep", settings["keep"], "true or false")
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether a run has left all its results there."""
+    begun = (run_dir / FOLDER).is_dir()
+    return (run_dir / "integrity.json").is_file() or (not begun and (run_dir / "summary.json").is_file())
+
+
+def finished(run_dir: Path, config: Config) -> dict[str, Any]:
+    """The summary of a run that is over, when somebody wants it to go on.
+
+    Raises:
+        ConfigError: If it was a run of another configuration.
+    """
+    summary = dict(json.loads((run_dir / "summary.json").read_text(encoding="utf-8")))
+    check_same(summary["config"], config, run_dir)
+    logger.warning("resume: the run is finished; there is nothing to do")
+    return summary
+
+
+def open_store(config: Config, run_dir: Path, resume: bool) -> tuple[Store, Generation | None]:
+    """The store of a run, and the checkpoint to go on from, if any.
+
+    Raises:
+        ConfigError: For a new run where another one was begun; for one of another configuration, without a whole
+            checkpoint, or that is running.
+    """
+    store = Store(run_dir / FOLDER)
+    if not resume:
+        if store.numbers():
+            allowed = f"a folder without a run, or resume={run_dir} to go on with the one that is there"
+            raise ConfigError("hydra.run.dir", run_dir, allowed)
+        return store, None
+    try:
+        found = store.load(lambda line: logger.warning("resume: %s", line))
+    except (Damaged, Busy) as error:
+        raise ConfigError("resume", run_dir, f"a run that can go on, but {error}") from None
+    if found is None:
+        logger.warning("resume: there is no checkpoint yet; the run starts from the beginning")
+        return store, None
+    check_same(found.about["config"], config, run_dir)
+    return store, found
+
+
+def check_same(there: Config, here: Config, run_dir: Path) -> None:
+    """Raise ConfigError, naming the keys, where a run that is to go on was begun with another configuration."""
+    differ = differing(there, here)
+    if differ:
+        more = f" and {len(differ) - 5} more" if len(differ) > 5 else ""
+        allowed = f"the configuration that it was begun with; it differs in {', '.join(differ[:5])}{more}"
+        raise ConfigError("resume", run_dir, allowed)
+
+
+def differing(there: Config, here: Config) -> list[str]:
+    """Keys in which two configurations differ, with both values, but for those that are free."""
+    old, new = (dict(leaves(json.loads(json.dumps(json_safe(config))), "")) for config in (there, here))
+    missing = object()
+    keys = [key for key in {**old, **new} if old.get(key, missing) != new.get(key, missing)]
+    return [
+        f"{key} ({old.get(key, 'nothing')} there, {new.get(key, 'nothing')} here)"
+        for key in keys
+        if key.partition(".")[0] not in FREE
+    ]
+
+
+def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Every value inside a configuration with its key."""
+    if isinstance(value, dict) and value:
+        for key, part in value.items():
+            yield from leaves(part, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value
+
+
+class Checkpoints:
+    """Writes a run's checkpoints, and gives a run that goes on what the last one holds.
+
+    A checkpoint that cannot be written is told of in a line, and the run goes on without it.
+
+    Args:
+        store: Where they are.
+        config: The run's.
+        log: Goes on where it was when the checkpoint was taken; rows that were written already are not written again.
+        progress: Its seconds go on.
+        start: The checkpoint to go on from, None for a new run.
+
+    Attributes:
+        clocks: Adds to what is told about each checkpoint.
+        inside: Whether what comes before a transfer is kept, so that the transfer can be.
+    """
+
+    def __init__(
+        self, store: Store, config: Config, log: MetricsLog, progress: Progress, start: Generation | None
+    ) -> None:
+        settings = config["checkpoint"]
+        self.every, self.rounds, self.keep = settings["every"], settings["rounds"], settings["keep"]
+        self.store, self.config, self.log, self.progress, self.start = store, config, log, progress, start
+        self.parts: dict[str, Part] = dict(start.parts) if start else {}
+        self.about: dict[str, Any] = dict(start.about) if start else {"round": 0}
+        self.pending: Generation | None = start
+        self.points, self.works, self.inside = 0, True, start is not None
+        self.begin = time.perf_counter()
+        self.clocks: Callable[[], Mapping[str, Any]] = dict
+        if start is not None:
+            self.wind_back(start.about)
+
+    def wind_back(self, about: Mapping[str, Any]) -> None:
+        """Log and clocks as they were."""
+        if not self.log.truncate(about["position"], about["prefix"]):
+            allowed = "a run whose metrics.jsonl is as it was written"
+            raise ConfigError("resume", self.store.folder.parent, allowed)
+        self.log.muted = True
+        for name, seconds in about["seconds"].items():
+            self.progress.seconds[name] = self.progress.seconds.get(name, 0.0) + seconds
+        self.begin -= about["total"]
+        for name, here in surroundings().items():
+            there = about["surroundings"].get(name)
+            if there != here:
+                logger.warning("resume: %s was %s and is %s; last bits may differ", name, there, here)
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began, without what a killed process did after its last checkpoint."""
+        return time.perf_counter() - self.begin
+
+    def go_on(self) -> None:
+        """From here on the run does what was not done before."""
+        self.pending, self.log.muted = None, False
+
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint to go on from has this part, and nobody has gone on yet."""
+        return self.pending is not None and name in self.pending.parts
+
+    def read(self, name: str) -> Tree:
+        """A part of the checkpoint to go on from.
+
+        Raises:
+            ConfigError: If it cannot be read.
+        """
+        assert self.start is not None
+        try:
+            return self.store.read(self.start.parts[name])
+        except (Damaged, OSError) as error:
+            raise ConfigError(
+                "resume", self.store.folder.parent, f"a run that can go on, but {error}"
+            ) from None
+
+    def commit(
+        self, trees: Mapping[str, Callable[[], Tree]], drop: tuple[str, ...] = (), **about: Any
+    ) -> bool:
+        """Write a checkpoint; whether it was possible.
+
+        Args:
+            trees: New parts; others stay as they are.
+            drop: Names of parts that are over.
+            about: Plain values, kept until they are given anew.
+        """
+        if not self.works:
+            return False
+        now = {**self.about, **about}
+        try:
+            new = {name: self.store.write(name, tree()) for name, tree in trees.items()}
+            parts = {**{name: part for name, part in self.parts.items() if name not in drop}, **new}
+            position, prefix = self.log.settled()
+            self.store.commit(
+                parts,
+                {
+                    **now,
+                    **self.clocks(),
+                    "config": json_safe(self.config),
+                    "position": position,
+                    "prefix": prefix,
+                    "seconds": dict(self.progress.seconds),
+                    "total": self.seconds,
+                    "surroundings": surroundings(),
+                },
+            )
+        except NotResumableError as error:
+            self.works = False
+            logger.warning("no checkpoints of this run: %s", error)
+            return False
+        except OSError as error:
+            logger.warning("no checkpoint was written (%s); the one before stays", error)
+            return False
+        self.parts, self.about = parts, now
+        return True
+
+    def resumed(self) -> Tree:
+        """The state of the transfer that was under way, once; or None."""
+        if not self.has("transfer"):
+            return None
+        state = self.read("transfer")
+        self.go_on()
+        return state
+
+    def reached(self, state: Callable[[], Tree]) -> None:
+        """After so many batches and lessons, keep the transfer's state."""
+        self.points += 1
+        if self.inside and self.every is not None and self.points % self.every == 0:
+            self.commit({"transfer": state})
+
+    def close(self) -> None:
+        """The run is over: its checkpoints go, unless they are to be kept."""
+        if self.keep:
+            self.store.unlock()
+        else:
+            self.store.remove()
+
+
+def surroundings() -> dict[str, Any]:
+    """What the last bits of a result depend on besides the configuration."""
+    return {
+        "torch": torch.__version__,
+        "the number of threads": torch.get_num_threads(),
+        "the processor": torch.backends.cpu.get_cpu_capability(),
+    }

@@ -1,0 +1,48 @@
+"""`resume=RUN_DIR` on a command line: the run's own arguments, in its own folder."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from yaml import YAMLError
+
+from fl_cmi.types import ConfigError
+
+__all__ = ["resumed"]
+
+OVERRIDES = Path(".hydra") / "overrides.yaml"
+"""Where Hydra keeps what a run was called with."""
+
+
+def resumed(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a run that goes on: those that it was begun with, then these, and its folder.
+
+    What is given again counts, so that a key that differs is found by comparing configurations. Arguments without
+    `resume=` come back as they are.
+
+    Raises:
+        ConfigError: For a folder in which no run was begun from a command line, or for several runs at once.
+    """
+    folders = [argument.partition("=")[2] for argument in arguments if argument.startswith("resume=")]
+    if not folders or folders[-1] in ("", "null"):
+        return list(arguments)
+    folder = Path(folders[-1].strip("\"'")).expanduser()
+    if {"-m", "--multirun"} & set(arguments):
+        raise ConfigError("resume", folders[-1], "one run, without -m")
+    try:
+        begun = [str(override) for override in OmegaConf.load(folder / OVERRIDES)]
+    except (OSError, ValueError, TypeError, YAMLError):
+        allowed = f"the folder of a run ({OVERRIDES} is not there, or not what Hydra writes)"
+        raise ConfigError("resume", folders[-1], allowed) from None
+    given = {key_of(argument) for argument in arguments}
+    before = [override for override in begun if key_of(override) not in given]
+    own = ["hydra.run.dir", "hydra.output_subdir", "resume"]
+    rest = [argument for argument in arguments if key_of(argument) not in own]
+    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    place = [f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null", f"resume='{quoted}'"]
+    return [*before, *rest, *place]
+
+
+def key_of(argument: str) -> str:
+    """What an override is about."""
+    return argument.partition("=")[0].lstrip("+~").partition("@")[0] if "=" in argument else argument
