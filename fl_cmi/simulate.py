@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 
 from fl_cmi.bank import Pool
 from fl_cmi.checkpoint.run import Checkpoints, check_settings, finished, is_finished, open_store
+from fl_cmi.checkpoint.store import Generation, Store
 from fl_cmi.checks import check
 from fl_cmi.command import carry_out, command_line
 from fl_cmi.compose import Config, build, dataset, fitting, make_partition, server_side
@@ -70,6 +71,21 @@ def run(
     if resume and is_finished(run_dir):
         return finished(run_dir, config)
     store, start = open_store(config, run_dir, resume)
+    try:
+        return carry_on(config, run_dir, command, backend, store, start)
+    finally:
+        store.unlock()
+
+
+def carry_on(
+    config: Config,
+    run_dir: Path,
+    command: str | None,
+    backend: Backend | None,
+    store: Store,
+    start: Generation | None,
+) -> dict[str, Any]:
+    """A run from its beginning or from a checkpoint to its end."""
     # Told of every strategy, also of those that have no use for it.
     checked_budget(config["budget_s"]), clock_called(config["budget_clock"])
     progress, log = Progress(), MetricsLog(run_dir / "metrics.jsonl")

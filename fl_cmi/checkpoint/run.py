@@ -81,7 +81,11 @@ def open_store(config: Config, run_dir: Path, resume: bool) -> tuple[Store, Gene
     if found is None:
         logger.warning("resume: there is no checkpoint yet; the run starts from the beginning")
         return store, None
-    check_same(found.about["config"], config, run_dir)
+    try:
+        check_same(found.about["config"], config, run_dir)
+    except ConfigError:
+        store.unlock()
+        raise
     return store, found
 
 

@@ -1,0 +1,311 @@
+"""Whole runs that end in the middle, and go on: the same student, the same rows; and what is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from calling import call_main, complaint
+from test_simulate import TINY
+
+import fl_cmi.checkpoint.store as store_module
+import fl_cmi.report.folder
+import fl_cmi.simulate
+from fl_cmi.checkpoint.run import Checkpoints, differing
+from fl_cmi.checkpoint.store import Store
+from fl_cmi.compose import compose_config
+from fl_cmi.report.metrics import MetricsLog
+from fl_cmi.resume import resumed
+from fl_cmi.simulate import run
+from fl_cmi.types import ConfigError
+
+SCHEDULE = "schedule={epochs:2,batches:1,steps:2,evaluate_every:1}"
+FED_CMI = (SCHEDULE, "rounds=2", "checkpoint.every=1")
+
+CASES = {
+    "fed_cmi": (*FED_CMI, "strategy.keep_pool=true", "on_client_failure=drop", "clients_per_round=3"),
+    "cmi": (
+        *FED_CMI,
+        "synthesizer=cmi",
+        "distiller=crd",
+        "combine=learnt_weights",
+        "synthesizer.batch_size=16",
+        "synthesizer.inversion.steps=2",
+        "synthesizer.inversion.source.generator.width=4",
+        "synthesizer.inversion.contrast.bank_size=64",
+    ),
+    "scaffold": ("strategy=scaffold", "rounds=3"),
+    "own": ("strategy=feddistill", "local.start=own", "rounds=3", "checkpoint.every=1"),
+    "fedavgm": ("strategy=fedavgm", "rounds=3"),
+    "fedadam": ("strategy=fedadam", "rounds=3", "checkpoint.every=2"),
+    "fednova": ("strategy=fednova", "strategy.server_momentum=0.5", "rounds=3"),
+    "keep_local": ("strategy=fedavg", "buffers=keep_local", "rounds=3", "own_tests=true"),
+    "fedgen": ("strategy=fedgen", "model=fedgen", "rounds=3"),
+    "feddf": ("strategy=feddf", "held_out=60", "strategy.stopping={steps:2,check_every:1}", "rounds=3"),
+    "fed_ensemble": ("strategy=fed_ensemble", "rounds=3"),
+}
+
+
+class CutOffError(BaseException):
+    """The end of the process."""
+
+
+def config_of(*overrides: str) -> dict[str, Any]:
+    kept = [given for given in TINY if not (given == "model.width=4" and "model=fedgen" in overrides)]
+    return compose_config([*kept, "backend=local", *overrides])
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return MetricsLog.read(folder / "metrics.jsonl")
+
+
+def cut_after(commits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """End the process when so many checkpoints have been written, counted from now."""
+    commit, done = Checkpoints.commit, 0
+
+    def counted(self: Checkpoints, *given: Any, **about: Any) -> bool:
+        nonlocal done
+        worked = commit(self, *given, **about)
+        done += 1
+        if done == commits:
+            raise CutOffError
+        return worked
+
+    monkeypatch.setattr(Checkpoints, "commit", counted)
+
+
+def cut_off(config: dict[str, Any], folder: Path, commits: int) -> bool:
+    """A run, or the rest of one, that ends after so many checkpoints; False where it came to its end before."""
+    with pytest.MonkeyPatch.context() as patch:
+        cut_after(commits, patch)
+        try:
+            run(config, folder)
+        except CutOffError:
+            return True
+    return False
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take most of the time of such runs."""
+
+    def nothing(*given: Any, **more: Any) -> None:
+        pass
+
+    for name in ("curves", "synthetic_grid"):
+        monkeypatch.setattr(fl_cmi.report.folder, name, nothing)
+    for name in ("partition_heatmap", "write_report"):
+        monkeypatch.setattr(fl_cmi.simulate, name, nothing)
+
+
+QUICK = ("fed_cmi", "scaffold")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
+def test_a_run_cut_off_at_every_checkpoint_ends_as_if_it_had_not_been(name: str, tmp_path: Path) -> None:
+    config = config_of(*CASES[name])
+    whole = run(config, tmp_path / "whole")
+    folder = tmp_path / "cut"
+    assert cut_off(config, folder, 1)
+    again, cuts = {**config, "resume": str(folder)}, 1
+    while cut_off(again, folder, 1):
+        cuts += 1
+        assert cuts < 100
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["digest"] == whole["digest"]
+    assert rows(folder) == rows(tmp_path / "whole")
+    assert cuts >= 3
+    for key in ("student", "clients", "bytes", "failures", "teacher_passes", "own_tests", "synthetic"):
+        assert summary[key] == json.loads(json.dumps(whole[key])), key
+    assert summary["config"] == json.loads(json.dumps(whole["config"]))
+    assert not (folder / "checkpoint").exists()
+
+
+def test_what_was_lost_since_the_checkpoint_is_done_again(tmp_path: Path) -> None:
+    """Without checkpoints in a round, a run that ends within the last one repeats it."""
+    config = config_of(SCHEDULE, "rounds=2")
+    whole = run(config, tmp_path / "whole")
+    folder = tmp_path / "cut"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fl_cmi.simulate, "measure", die)
+        with pytest.raises(CutOffError):
+            run(config, folder)
+    assert rows(folder) == rows(tmp_path / "whole")[:-1]
+    assert run({**config, "resume": str(folder)}, folder)["digest"] == whole["digest"]
+    assert rows(folder) == rows(tmp_path / "whole")
+
+
+def die(*given: Any) -> Any:
+    raise CutOffError
+
+
+def half_a_run(folder: Path, *overrides: str) -> dict[str, Any]:
+    """A run that was cut off with two checkpoints at least; its configuration as it goes on."""
+    config = config_of("strategy=fedavg", "rounds=4", *overrides)
+    assert cut_off(config, folder, 3)
+    return {**config, "resume": str(folder)}
+
+
+def damage_newest(folder: Path, how: Callable[[Path], object], pattern: str) -> None:
+    newest = max((folder / "checkpoint").glob(pattern), key=lambda path: path.stat().st_mtime_ns)
+    how(newest)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a truncated part": (lambda p: os.truncate(p, p.stat().st_size // 2), "server-*"),
+    "a flipped byte": (lambda p: p.write_bytes(p.read_bytes()[:-9] + b"!" + p.read_bytes()[-8:]), "server-*"),
+    "a missing part": (lambda p: p.unlink(), "server-*"),
+    "half a manifest": (lambda p: os.truncate(p, p.stat().st_size // 2), "*.json"),
+    "a changed manifest": (
+        lambda p: p.write_text(p.read_text().replace('"round": 2', '"round": 3')),
+        "*.json",
+    ),
+    "no manifest": (lambda p: p.unlink(), "*.json"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = run(config_of("strategy=fedavg", "rounds=4"), tmp_path / "whole")
+    again = half_a_run(tmp_path / "cut")
+    damage_newest(tmp_path / "cut", *DAMAGES[name])
+    assert run(again, tmp_path / "cut")["digest"] == whole["digest"]
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+    if name != "no manifest":
+        assert "is damaged" in caplog.text
+        assert "looking for the one before" in caplog.text
+
+
+def test_damage_everywhere_is_refused(tmp_path: Path) -> None:
+    again = half_a_run(tmp_path)
+    for path in (tmp_path / "checkpoint").glob("*.json"):
+        path.write_text("{}")
+    with pytest.raises(ConfigError, match="no checkpoint there is whole"):
+        run(again, tmp_path)
+
+
+def test_a_changed_configuration_is_refused_and_the_keys_are_named(tmp_path: Path) -> None:
+    again = half_a_run(tmp_path)
+    changed = {**again, "seed": 5, "local": {**again["local"], "epochs": 3}}
+    with pytest.raises(ConfigError, match="seed .0 there, 5 here.") as caught:
+        run(changed, tmp_path)
+    assert "local.epochs (2 there, 3 here)" in str(caught.value)
+    carried = {**again, "save_pool": True, "checkpoint": {"rounds": 2, "every": 5, "keep": True}}
+    assert differing(again, carried) == []
+    run(carried, tmp_path)
+    assert (tmp_path / "checkpoint").is_dir()
+
+
+def test_another_log_is_refused(tmp_path: Path) -> None:
+    again = half_a_run(tmp_path)
+    log = tmp_path / "metrics.jsonl"
+    log.write_text(log.read_text().replace("partition", "portition"))
+    with pytest.raises(ConfigError, match="metrics.jsonl is as it was written"):
+        run(again, tmp_path)
+
+
+def test_a_run_is_not_begun_over_another_one(tmp_path: Path) -> None:
+    again = half_a_run(tmp_path)
+    with pytest.raises(ConfigError, match="or resume="):
+        run({**again, "resume": None}, tmp_path)
+
+
+def test_a_run_at_work_is_left_alone(tmp_path: Path) -> None:
+    again = half_a_run(tmp_path)
+    other = Store(tmp_path / "checkpoint")
+    other.lock()
+    with pytest.raises(ConfigError, match="another process"):
+        run(again, tmp_path)
+    other.unlock()
+
+
+def test_a_finished_run_has_nothing_to_do(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = config_of("strategy=fedavg")
+    first = run(config, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert run({**config, "resume": str(tmp_path)}, tmp_path)["digest"] == first["digest"]
+    assert "nothing to do" in caplog.text
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(ConfigError, match="differs in seed"):
+        run({**config, "resume": str(tmp_path), "seed": 1}, tmp_path)
+
+
+def test_a_full_disk_is_told_of_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(path: Path) -> None:
+        if path.is_file():
+            raise OSError(28, "No space left on device")
+
+    config = config_of(*FED_CMI)
+    whole = run(config, tmp_path / "whole")
+    monkeypatch.setattr(store_module, "flush", full)
+    assert run(config, tmp_path / "full")["digest"] == whole["digest"]
+    assert "no checkpoint was written ([Errno 28] No space left on device)" in caplog.text
+    assert not (tmp_path / "full" / "checkpoint").exists()
+
+
+def test_arguments_are_those_of_the_run_and_those_given(tmp_path: Path) -> None:
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("- seed=3\n- model=lenet\n- +x@y=1\n")
+    found = resumed([f"resume={tmp_path}", "model=resnet8"])
+    assert found[:3] == ["seed=3", "+x@y=1", "model=resnet8"]
+    assert found[3:] == [f"hydra.run.dir='{tmp_path}'", "hydra.output_subdir=null", f"resume='{tmp_path}'"]
+    assert resumed(["seed=1"]) == ["seed=1"]
+    with pytest.raises(ConfigError, match="one run"):
+        resumed([f"resume={tmp_path}", "-m"])
+
+
+@pytest.mark.parametrize("value", ["every=0", "every=1.5", "rounds=-1", "keep=3"])
+def test_settings_are_checked(
+    value: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call_main(fl_cmi.simulate.main, monkeypatch, "data=synthetic", f"checkpoint.{value}") == 2
+    assert f"checkpoint.{value}: " in complaint(capsys.readouterr().err)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_folder_without_a_run_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call_main(fl_cmi.simulate.main, monkeypatch, "resume=nowhere") == 2
+    assert "resume=nowhere: the folder of a run" in complaint(capsys.readouterr().err)
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_goes_on(tmp_path: Path) -> None:
+    begun = [*TINY, "backend=local", *FED_CMI, "schedule.epochs=20", "hydra.run.dir=cut"]
+    whole = run(config_of(*begun[:-1]), tmp_path / "whole")
+
+    def start(*arguments: str) -> subprocess.Popen[bytes]:
+        root = str(Path(__file__).parents[1])
+        environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "fl_cmi.simulate", *arguments]
+        return subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+
+    process = start(*begun)
+    for at_least in (5, 12):
+        while len(at_work := list((tmp_path / "cut" / "checkpoint").glob("*.json"))) < 1 or (
+            max(int(path.stem) for path in at_work) < at_least
+        ):
+            assert process.poll() is None
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process = start("resume=cut")
+    assert process.wait(timeout=300) == 0
+    assert json.loads((tmp_path / "cut" / "summary.json").read_text())["digest"] == whole["digest"]
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
