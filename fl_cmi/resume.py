@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 from yaml import YAMLError
 
 from fl_cmi.types import ConfigError
@@ -30,7 +30,10 @@ def resumed(arguments: Sequence[str]) -> list[str]:
     if {"-m", "--multirun"} & set(arguments):
         raise ConfigError("resume", folders[-1], "one run, without -m")
     try:
-        begun = [str(override) for override in OmegaConf.load(folder / OVERRIDES)]
+        found = OmegaConf.load(folder / OVERRIDES)
+        if not isinstance(found, ListConfig):
+            raise TypeError("Hydra writes a list")
+        begun = [str(override) for override in found]
     except (OSError, ValueError, TypeError, YAMLError):
         allowed = f"the folder of a run ({OVERRIDES} is not there, or not what Hydra writes)"
         raise ConfigError("resume", folders[-1], allowed) from None
