@@ -6,7 +6,6 @@ python -m fl_cmi.distill teacher.checkpoint=outputs/.../teacher.safetensors synt
 """
 
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,6 +17,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from fl_cmi.bank import Pool
+from fl_cmi.checkpoint.run import Checkpoints, check_settings, finished, is_finished, open_store
+from fl_cmi.checkpoint.store import Generation, Store
 from fl_cmi.checks import check_distillation, pick_device
 from fl_cmi.command import carry_out, command_line
 from fl_cmi.compose import Config, build, dataset, fitting, make_model, task
@@ -31,6 +32,7 @@ from fl_cmi.memory import keep_freed_memory
 from fl_cmi.models.checkpoint import load_weights
 from fl_cmi.report.folder import save_state, saving_on_failure, write_results
 from fl_cmi.report.html import write_distillation
+from fl_cmi.report.integrity import write_integrity
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
 from fl_cmi.report.summary import digest, provenance
@@ -49,9 +51,23 @@ def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, 
         ConfigError: For a user's mistake, before anything is trained or written.
         FloatingPointError: For a loss or a weight that is not finite; images made before are saved.
     """
-    start = time.perf_counter()
     check_distillation(config)
+    check_settings(config)
     keep_freed_memory()
+    resume, config = bool(config["resume"]), {**config, "resume": None}
+    if resume and is_finished(run_dir):
+        return finished(run_dir, config)
+    store, start = open_store(config, run_dir, resume)
+    try:
+        return carry_on(config, run_dir, command, store, start)
+    finally:
+        store.unlock()
+
+
+def carry_on(
+    config: Config, run_dir: Path, command: str | None, store: Store, start: Generation | None
+) -> dict[str, Any]:
+    """A run from its beginning or from a checkpoint to its end."""
     progress, log = Progress(), MetricsLog(run_dir / "metrics.jsonl")
     torch.set_num_threads(config["threads"] or os.cpu_count() or 1)
     device, seed = pick_device(config["device"]), config["seed"]
@@ -78,10 +94,15 @@ def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, 
             with fitting(config["combine"], "combine"):
                 untrained.label(torch.zeros(2, *what.shape))
             synthesizer.check(untrained)
+    checkpoints = Checkpoints(store, config, log, progress, start)
     if training is not None:
-        with progress.phase("teacher"):
-            train(teacher, training, data.train, seed, device)
+        if checkpoints.has("teacher"):
+            teacher.load_state_dict(checkpoints.read("teacher"))
+        else:
+            with progress.phase("teacher"):
+                train(teacher, training, data.train, seed, device)
         save_state(teacher.state_dict(), run_dir / "teacher.safetensors")
+    checkpoints.begin_transfer({"teacher": teacher.state_dict})
     ensemble = alone(teacher, counts, combine).to(device)
 
     def test_accuracy(model: nn.Module) -> float:
@@ -103,6 +124,7 @@ def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, 
             evaluate=test_accuracy,
             budget_s=budget_s,
             clock=clock,
+            checkpoints=checkpoints,
         )
     with progress.phase("evaluation"):
         looks = [row for row in MetricsLog.read(log.path) if row["event"] == "evaluate"]
@@ -118,10 +140,12 @@ def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, 
     }
     # `transfer` is the sum of synthesis, distillation and evaluation.
     phases = {name: seconds for name, seconds in progress.seconds.items() if name != "transfer"}
-    summary["seconds"] = {**phases, "total": time.perf_counter() - start}
+    summary["seconds"] = {**phases, "total": checkpoints.seconds}
     log.write("summary", **{key: summary[key] for key in measured})
     page = partial(write_distillation, run_dir, summary, command)
     write_results(run_dir, summary, student.state_dict(), pool, data.class_names, page)
+    write_integrity(run_dir)
+    checkpoints.close()
     return summary
 
 

@@ -309,3 +309,29 @@ def test_a_process_that_is_killed_goes_on(tmp_path: Path) -> None:
     assert process.wait(timeout=300) == 0
     assert json.loads((tmp_path / "cut" / "summary.json").read_text())["digest"] == whole["digest"]
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_what_clients_keep_moves_to_another_backend(tmp_path: Path) -> None:
+    config = config_of(*CASES["scaffold"])
+    whole = run(config, tmp_path / "whole")
+    assert cut_off(config, tmp_path / "cut", 2)
+    moved = {**compose_config([*TINY, "backend=ray", *CASES["scaffold"]]), "resume": str(tmp_path / "cut")}
+    assert cut_off(moved, tmp_path / "cut", 1)
+    with pytest.raises(ConfigError, match="what clients keep"):
+        run(
+            {**moved, "backend": {"_target_": "fl_cmi.flower.flower_backend.FlowerBackend"}}, tmp_path / "cut"
+        )
+    summary = run({**config, "resume": str(tmp_path / "cut")}, tmp_path / "cut")
+    assert summary["digest"] == whole["digest"]
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_flowers_engine_goes_on_where_clients_keep_nothing(tmp_path: Path) -> None:
+    config = config_of("strategy=fedavg", "rounds=3", "checkpoint.every=1")
+    whole = run(config, tmp_path / "whole")
+    assert cut_off(config, tmp_path / "cut", 3)
+    engine = {**config, "backend": {"_target_": "fl_cmi.flower.flower_backend.FlowerBackend"}}
+    assert run({**engine, "resume": str(tmp_path / "cut")}, tmp_path / "cut")["digest"] == whole["digest"]
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")

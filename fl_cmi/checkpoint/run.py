@@ -33,10 +33,14 @@ FREE = ("resume", "checkpoint", "backend", "client_timeout", "teacher_cache", "s
 def check_settings(config: Config) -> None:
     """Raise ConfigError for values of `resume` and `checkpoint` that make no sense."""
     settings = config["checkpoint"]
-    if not isinstance(settings, dict) or set(settings) != {"rounds", "every", "keep"}:
-        raise ConfigError("checkpoint", settings, "its keys rounds, every and keep")
+    if not isinstance(settings, dict) or not {"every", "keep"} <= set(settings) <= {
+        "rounds",
+        "every",
+        "keep",
+    }:
+        raise ConfigError("checkpoint", settings, "its keys, with values of their own")
     for key in ("rounds", "every"):
-        value = settings[key]
+        value = settings.get(key)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ConfigError(f"checkpoint.{key}", value, "an integer >= 1, or null for never")
     if not isinstance(settings["keep"], bool):
@@ -140,7 +144,7 @@ class Checkpoints:
         self, store: Store, config: Config, log: MetricsLog, progress: Progress, start: Generation | None
     ) -> None:
         settings = config["checkpoint"]
-        self.every, self.rounds, self.keep = settings["every"], settings["rounds"], settings["keep"]
+        self.every, self.rounds, self.keep = settings["every"], settings.get("rounds"), settings["keep"]
         self.store, self.config, self.log, self.progress, self.start = store, config, log, progress, start
         self.parts: dict[str, Part] = dict(start.parts) if start else {}
         self.about: dict[str, Any] = dict(start.about) if start else {"round": 0}
@@ -231,6 +235,13 @@ class Checkpoints:
             return False
         self.parts, self.about = parts, now
         return True
+
+    def begin_transfer(self, trees: Mapping[str, Callable[[], Tree]]) -> None:
+        """What comes before a run's only transfer is there; keep it, or go on from where it was."""
+        if self.pending is None or not self.pending.parts:
+            self.inside = self.commit(trees)
+        if not self.has("transfer"):
+            self.go_on()
 
     def resumed(self) -> Tree:
         """The state of the transfer that was under way, once; or None."""
