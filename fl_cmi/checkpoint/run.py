@@ -84,6 +84,7 @@ def open_store(config: Config, run_dir: Path, resume: bool) -> tuple[Store, Gene
         raise ConfigError("resume", run_dir, f"a run that can go on, but {error}") from None
     if found is None:
         logger.warning("resume: there is no checkpoint yet; the run starts from the beginning")
+        (run_dir / "metrics.jsonl").unlink(missing_ok=True)
         return store, None
     try:
         check_same(found.about["config"], config, run_dir)
