@@ -111,7 +111,8 @@ def test_a_header_that_promises_more_than_the_file_is_refused_before_it_is_read(
             store.read(part)
 
 
-def test_one_process_at_a_time(tmp_path: Path) -> None:
+def test_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 0.1)
     filled(tmp_path)
     one, other = Store(tmp_path), Store(tmp_path)
     one.load(say_nothing)

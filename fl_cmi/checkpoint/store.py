@@ -5,10 +5,11 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -19,6 +20,7 @@ __all__ = ["Busy", "Damaged", "Generation", "Part", "Store", "sha256_of"]
 
 FORMAT = 1
 GENERATIONS = 2
+PATIENCE = 2.0  # seconds that a process which was killed may take to end
 LONGEST_MANIFEST = 2**24
 LONGEST_HEADER = 100 * 10**6  # bytes; safetensors' own limit
 
@@ -75,7 +77,7 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.kept: list[Generation] = []
-        self._lock: Any = None
+        self._lock: IO[str] | None = None
 
     def lock(self) -> None:
         """Keep other processes out until this one ends or closes the store.
@@ -86,15 +88,19 @@ class Store:
         if self._lock is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / "lock").open("w")
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                self.unlock()
-                raise Busy("another process is at work there") from None
+            end = time.monotonic() + PATIENCE
+            while not taken(self._lock):
+                if time.monotonic() > end:
+                    self._lock.close()
+                    self._lock = None
+                    raise Busy("another process is at work there")
+                time.sleep(0.05)
 
     def unlock(self) -> None:
         """Let others in."""
         if self._lock is not None:
+            # A process that was just forked may still have the file: closing it here would not be enough.
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
             self._lock.close()
             self._lock = None
 
@@ -230,6 +236,15 @@ class Store:
         """Remove the folder: the run is over."""
         self.unlock()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def taken(lock: IO[str]) -> bool:
+    """Whether the lock could be had."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def settle(draft: Path, path: Path) -> None:
