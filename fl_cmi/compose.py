@@ -18,6 +18,8 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from fl_cmi.attacks.attack import Attack
+from fl_cmi.attacks.bad_clients import BadClients
 from fl_cmi.checks import pick_device
 from fl_cmi.data.dataset import Dataset
 from fl_cmi.federated.buffers import BufferPolicy
@@ -33,6 +35,7 @@ from fl_cmi.types import ConfigError, Task
 
 __all__ = [
     "Config",
+    "bad_clients",
     "build",
     "client_side",
     "compose_config",
@@ -177,7 +180,7 @@ def client_side(config_json: str) -> ClientSide:
     """Build a worker's side, once per process."""
     config: Config = json.loads(config_json)
     data = dataset(config)
-    local = build(config["local"], "local")
+    local, (attack, bad) = build(config["local"], "local"), bad_clients(config)
     return ClientSide(
         data.train,
         Clients.of(config, data),
@@ -188,7 +191,20 @@ def client_side(config_json: str) -> ClientSide:
         config["share_label_counts"],
         config["client_threads"],
         sharing(config),
+        attack,
+        bad,
     )
+
+
+def bad_clients(config: Config) -> tuple[Attack, tuple[int, ...]]:
+    """What bad clients do, and who they are: none where no attack is configured."""
+    node = config.get("attacks")
+    if not node:
+        return Attack(), ()
+    made = build(node, "attacks")
+    if not isinstance(made, BadClients):
+        raise ConfigError("attacks._target_", node["_target_"], "fl_cmi.attacks.bad_clients.BadClients")
+    return made.attack, made.chosen(config["num_clients"], config["seed"])
 
 
 def sharing(config: Config) -> Sharing:

@@ -12,8 +12,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("flower",),
     ("compose", "sides", "disclosure", "flower.records"),
     ("compression",),
-    ("synthesis", "distillation", "federated", "training", "evaluate", "measures", "report"),
-    ("ensemble",),
+    ("synthesis", "distillation", "federated", "training", "attacks", "evaluate", "measures", "report"),
+    ("ensemble", "robust", "trust"),
     ("losses", "batchnorm", "augment", "bank", "partition", "data", "models"),
     ("checks", "memory", "nodes", "session", "types", "rng"),
 )
