@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fl_cmi.ensemble import Combined, Ensemble, Logits
 from fl_cmi.types import ConfigError
 
-__all__ = ["class_weights", "median_probs", "middle", "trimmed_probs", "weighted_probs"]
+__all__ = ["check_saturation", "class_weights", "median_probs", "middle", "trimmed_probs", "weighted_probs"]
 
 MIDDLE = 0.499
 """Trimmed by so much at either end, the mean is the median, for up to 500 teachers of equal weight."""
@@ -35,8 +35,7 @@ def class_weights(
     Returns:
         In float64, so that equal weights add up to shares that are exact enough to trim by.
     """
-    if saturation is not None and not saturation > 0:
-        raise ConfigError("combine.saturation", saturation, "a number of images > 0, or null for equal weights")
+    check_saturation(saturation)
     counts_KC = ensemble.class_counts_KC
     if saturation is None or counts_KC is None:
         like = ensemble.num_examples_K.double()
@@ -44,6 +43,12 @@ def class_weights(
     saturated_KC = counts_KC.double() / (1 + counts_KC.double() / saturation)
     total_C = saturated_KC.sum(dim=0)
     return saturated_KC / torch.where(total_C > 0, total_C, 1.0)
+
+
+def check_saturation(saturation: float | None) -> None:
+    """Raise ConfigError unless it is > 0 or None."""
+    if saturation is not None and not saturation > 0:
+        raise ConfigError("combine.saturation", saturation, "a number of images > 0, or null for equal weights")
 
 
 def weighted_probs(logits_KBC: Logits, weight_KC: Float[Tensor, "teachers classes"]) -> Combined:

@@ -61,27 +61,30 @@ def trust_scores(
         know_KN = counts_KN / (counts_KN + familiar)
     agree_KK = agreement(torch.cat(said, dim=1), know_KN)
     agree_KK.fill_diagonal_(torch.nan)
-    # Of two middles the lower one.
-    median_K = agree_KK.nanmedian(dim=1).values
+    # Of two middles the higher one: with 2 of 5 bad, an honest one still has 2 of 4 others on its side.
+    median_K = -(-agree_KK).nanmedian(dim=1).values
     return [None if score.isnan() else score.item() for score in median_K]
 
 
-def trust_weights(scores: list[float | None], num_classes: int, least: float = 0.5) -> list[float]:
-    """`w_k = clip((r_k - least) / (1 - least), 0, 1)`, `r_k = u_k / median(u)`, `u = max(0, trust - 1/C)`.
+def trust_weights(
+    scores: list[float | None], num_classes: int, least: float = 0.3, rest: float = 0.2
+) -> list[float]:
+    """`w_k = rest + (1 - rest) clip((r_k - least) / (1 - least), 0, 1)`, `r_k = u_k / median(u)`.
 
-    Everyone as trusted as the median, or more, has weight 1, and whoever has at most the share `least` of it (beyond
-    what chance gives) has none. 1 for those without a score, and for all where the median is nothing but chance.
+    u is the trust beyond chance, `max(0, trust - 1/C)`. Everyone as trusted as the median, or more, has weight 1, and
+    whoever has at most the share `least` of it is left with `rest`. 1 for those without a score, and for all where the
+    median is nothing but chance.
 
     Args:
         scores: Trust in [0, 1], or None.
         num_classes: C.
         least: In [0, 1).
+        rest: In [0, 1): above 0, a class is not lost with its only owner, who had nobody to agree with.
     """
     above = [None if score is None else max(0.0, score - 1 / num_classes) for score in scores]
     known = sorted(score for score in above if score is not None)
     usual = known[len(known) // 2] if known else 0.0
     if usual == 0:
         return [1.0] * len(scores)
-    return [
-        1.0 if score is None else min(1.0, max(0.0, (score / usual - least) / (1 - least))) for score in above
-    ]
+    shares = [1.0 if score is None else (score / usual - least) / (1 - least) for score in above]
+    return [rest + (1 - rest) * min(1.0, max(0.0, share)) for share in shares]

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "fl_cmi"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("simulate", "distill", "compress", "last_step", "command", "__main__", "flower.app"),
     ("flower",),
-    ("compose", "sides", "disclosure", "flower.records"),
+    ("compose", "sides", "disclosure", "flower.records", "flower.arrays"),
     ("compression",),
     ("synthesis", "distillation", "federated", "training", "attacks", "evaluate", "measures", "report"),
     ("ensemble", "robust", "trust"),

@@ -9,40 +9,46 @@ from torch import Tensor
 
 from fl_cmi.bank import Pool
 from fl_cmi.ensemble import Ensemble
-from fl_cmi.robust import class_weights, weighted_probs
+from fl_cmi.robust import check_saturation, class_weights, weighted_probs
 from fl_cmi.trust import trust_scores, trust_weights
 from fl_cmi.types import ConfigError
 
 __all__ = ["AgreementWeighted"]
 
+CHANGE = 0.1
+"""Of a weight, below which the labels at hand are good enough."""
+
 
 class AgreementWeighted:
     """`P_c ~ sum_k V_kc softmax(t_k)_c`, `V_kc = w_k W_kc / sum_j w_j W_jc`: trust times class counts.
 
-    W is `class_weights`, w is `trust_weights`, found on the pool between synthesis and distillation and 1 before. A
-    class whose owners have no trust at all has probability 0. Images whose labels were made under other weights are
-    labelled anew. Only a schedule that keeps a pool (grow_pool) teaches the weights; elsewhere they stay 1.
+    W is `class_weights`, w is `trust_weights`, found on the pool between synthesis and distillation and 1 before.
+    Images whose labels were made under other weights are labelled anew. Only a schedule that keeps a pool (grow_pool)
+    teaches the weights; elsewhere they stay 1. Trust is a client's, and goes with it from round to round.
 
     Args:
         saturation: See `class_weights`; None: teachers have equal weights in all classes.
-        least: See `trust_weights`.
+        least: See `trust_weights`, in [0, 1).
+        rest: See `trust_weights`, in [0, 1).
         images: Of the pool, that trust is found on, >= 1.
     """
 
-    def __init__(self, saturation: float | None = 20.0, least: float = 0.5, images: int = 1000) -> None:
-        if saturation is not None and not saturation > 0:
-            raise ConfigError("combine.saturation", saturation, "a number of images > 0, or null for equal weights")
-        if not 0 <= least < 1:
-            raise ConfigError("combine.least", least, "a number in [0, 1)")
+    def __init__(
+        self, saturation: float | None = 20.0, least: float = 0.3, rest: float = 0.2, images: int = 1000
+    ) -> None:
+        check_saturation(saturation)
+        for name, value in (("least", least), ("rest", rest)):
+            if not 0 <= value < 1:
+                raise ConfigError(f"combine.{name}", value, "a number in [0, 1)")
         if images < 1:
             raise ConfigError("combine.images", images, "an integer >= 1")
-        self.saturation, self.least, self.images = saturation, least, images
+        self.saturation, self.least, self.rest, self.images = saturation, least, rest, images
         self.by_client: dict[int, float] = {}
+        self.latest: list[float] = []
 
     def weights(self, num_teachers: int) -> Float[Tensor, " teachers"]:
         """Of the teachers that were looked at last; 1 where nothing was learnt for so many."""
-        found = list(self.by_client.values())
-        return torch.tensor(found if len(found) == num_teachers else [1.0] * num_teachers)
+        return torch.tensor(self.latest if len(self.latest) == num_teachers else [1.0] * num_teachers)
 
     def __call__(
         self, logits_KBC: Float[Tensor, "teachers batch classes"], ensemble: Ensemble
@@ -60,15 +66,20 @@ class AgreementWeighted:
         """Look at the pool; where that changes what the teachers weigh, label it anew."""
         before = [self.by_client.get(teacher.client, 1.0) for teacher in ensemble.teachers]
         scores = trust_scores(ensemble, pool, rng, self.images)
-        after = trust_weights(scores, ensemble.num_classes, self.least)
+        after = trust_weights(scores, ensemble.num_classes, self.least, self.rest)
         if max(abs(a - b) for a, b in zip(after, before, strict=True)) < CHANGE:
             after = before
-        self.by_client = {t.client: w for t, w in zip(ensemble.teachers, after, strict=True)}
+        self.by_client |= {t.client: w for t, w in zip(ensemble.teachers, after, strict=True)}
+        self.latest = after
         if after != before:
             device = ensemble.num_examples_K.device
             for some in torch.arange(len(pool)).split(256):
                 pool.relabel(some, ensemble.label(pool.get(some).x.to(device)))
 
+    def state_dict(self, scene: object = None) -> dict[int, float]:
+        """The weights by client, wherever they are put back."""
+        return dict(self.by_client)
 
-CHANGE = 0.1
-"""Of a weight, below which the labels at hand are good enough."""
+    def load_state_dict(self, state: dict[int, float], scene: object = None) -> None:
+        """Go on from `state`."""
+        self.by_client = dict(state)
