@@ -14,9 +14,10 @@ from typing import Any
 import hydra
 import hydra.utils
 import torch
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from yaml import YAMLError
 
 from fl_cmi.attacks.attack import Attack
 from fl_cmi.attacks.bad_clients import BadClients
@@ -45,6 +46,7 @@ __all__ = [
     "make_model",
     "make_partition",
     "plain_config",
+    "readable",
     "server_side",
     "sharing",
     "task",
@@ -60,9 +62,32 @@ def config_folder() -> Path:
 
 
 def compose_config(overrides: Sequence[str], name: str = "simulate") -> Config:
-    """The configuration that `python -m fl_cmi.<name>` would run with these overrides."""
-    with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+    """The configuration that `python -m fl_cmi.<name>` would run with these overrides.
+
+    Raises:
+        ConfigError: A file in it is no configuration.
+        HydraException: Overrides that do not fit it.
+    """
+    with readable(), hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
         return plain_config(hydra.compose(name, list(overrides)))
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """Inside, configuration files are read and nothing else.
+
+    Raises:
+        ConfigError: Naming a file that is no YAML, or YAML that is no configuration, such as one that contains itself.
+    """
+    try:
+        yield
+    except HydraException:
+        raise
+    except (YAMLError, UnicodeDecodeError, RecursionError, OSError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{mark.name}, line {mark.line + 1}" if mark is not None else "a file"
+        reason = getattr(error, "problem", None) or " ".join(str(error).split())[:100]
+        raise ConfigError("configuration", where, f"readable YAML ({type(error).__name__}: {reason})") from None
 
 
 def plain_config(config: DictConfig) -> Config:
