@@ -87,7 +87,9 @@ def readable() -> Iterator[None]:
         mark = getattr(error, "problem_mark", None)
         where = f"{mark.name}, line {mark.line + 1}" if mark is not None else "a file"
         reason = getattr(error, "problem", None) or " ".join(str(error).split())[:100]
-        raise ConfigError("configuration", where, f"readable YAML ({type(error).__name__}: {reason})") from None
+        raise ConfigError(
+            "configuration", where, f"readable YAML ({type(error).__name__}: {reason})"
+        ) from None
 
 
 def plain_config(config: DictConfig) -> Config:
@@ -195,7 +197,7 @@ class Clients:
     def of(cls, config: Config, data: Dataset) -> "Clients":
         """As `teachers.architectures` says."""
         nodes = config["teachers"]["architectures"]
-        if not nodes:
+        if not isinstance(nodes, list) or not nodes or not all(isinstance(node, dict) for node in nodes):
             raise ConfigError("teachers.architectures", nodes, "a list of at least one model")
         return cls(nodes, task(data), config["seed"])
 

@@ -48,7 +48,9 @@ def class_weights(
 def check_saturation(saturation: float | None) -> None:
     """Raise ConfigError unless it is > 0 or None."""
     if saturation is not None and not saturation > 0:
-        raise ConfigError("combine.saturation", saturation, "a number of images > 0, or null for equal weights")
+        raise ConfigError(
+            "combine.saturation", saturation, "a number of images > 0, or null for equal weights"
+        )
 
 
 def weighted_probs(logits_KBC: Logits, weight_KC: Float[Tensor, "teachers classes"]) -> Combined:

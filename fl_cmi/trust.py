@@ -52,9 +52,7 @@ def trust_scores(
     """
     chosen = torch.randperm(len(pool), generator=rng)[:most]
     device = ensemble.num_examples_K.device
-    said = [
-        ensemble.logits(pool.get(some).x.to(device)).argmax(dim=2).cpu() for some in chosen.split(256)
-    ]
+    said = [ensemble.logits(pool.get(some).x.to(device)).argmax(dim=2).cpu() for some in chosen.split(256)]
     know_KN = torch.ones(len(ensemble), len(chosen), dtype=torch.float64)
     if ensemble.class_counts_KC is not None:
         counts_KN = ensemble.class_counts_KC.cpu().double()[:, pool.targets[chosen]]

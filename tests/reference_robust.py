@@ -28,11 +28,13 @@ def trimmed(pairs: Sequence[tuple[float, float]], trim: float) -> float:
     values = []
     for number in range(slices):
         at, upto = trim + (number + 0.5) / slices * (1 - 2 * trim), 0.0
+        found = ordered[-1][0]
         for value, weight in ordered:
             upto += weight
             if upto >= at:
+                found = value
                 break
-        values.append(value)
+        values.append(found)
     return sum(values) / slices
 
 

@@ -56,10 +56,12 @@ def updates(attack: Attack, bad: tuple[int, ...], momentum: float = 0.0) -> list
         observer=lambda _, these: found.extend(these),
     )
     content = [
-        RecordDict({
-            ARRAYS: to_record(federation.make().state_dict()),
-            "config": ConfigRecord({"server-round": 1}),
-        })
+        RecordDict(
+            {
+                ARRAYS: to_record(federation.make().state_dict()),
+                "config": ConfigRecord({"server-round": 1}),
+            }
+        )
         for _ in range(4)
     ]
     grid.send_and_receive([Message(part, k, MessageType.TRAIN) for k, part in enumerate(content)])
@@ -71,7 +73,9 @@ def equal(one: State, other: State) -> bool:
 
 
 @pytest.mark.parametrize(
-    "attack", [LabelFlip(), RandomWeights(), Scaled(), Backdoor(size=1), Collusion()], ids=lambda a: type(a).__name__
+    "attack",
+    [LabelFlip(), RandomWeights(), Scaled(), Backdoor(size=1), Collusion()],
+    ids=lambda a: type(a).__name__,
 )
 def test_bad_clients_send_something_else_and_the_others_what_they_always_do(attack: Attack) -> None:
     honest, attacked = updates(Attack(), ()), updates(attack, (1, 3))
@@ -188,7 +192,7 @@ def test_bad_clients_are_named_or_drawn() -> None:
     assert len({BadClients(Attack(), number=2).chosen(10, seed) for seed in range(20)}) > 5
     config = compose_config(["attacks=label_flip", "attacks.clients=[1]"])
     assert bad_clients(config)[1] == (1,)
-    assert bad_clients(compose_config([])) [1] == ()
+    assert bad_clients(compose_config([]))[1] == ()
 
 
 @pytest.mark.parametrize(

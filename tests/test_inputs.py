@@ -81,7 +81,7 @@ def judged(
     assert one.hash == other.hash
     assert one.num_clients == clients
     assert min(one.sizes) > 0
-    assert all(0 <= own.min() and own.max() < len(labels) for own in one.indices)
+    assert all(own.min() >= 0 and own.max() < len(labels) for own in one.indices)
     assert all(len(np.unique(own)) == len(own) for own in one.indices)
     return one
 
@@ -125,7 +125,13 @@ BASES = tuple(
     for more in (
         (),
         ("attacks=backdoor", "combine=agreement_weighted", "synthesizer=cmi", "distiller=cmi"),
-        ("attacks=collusion", "combine=trimmed_probs", "strategy=fedavg", "local=adam", "buffers=recalibrate"),
+        (
+            "attacks=collusion",
+            "combine=trimmed_probs",
+            "strategy=fedavg",
+            "local=adam",
+            "buffers=recalibrate",
+        ),
         ("attacks=scaled", "combine=by_energy", "strategy=fedgen", "partition=quantity_dirichlet"),
     )
 )
@@ -212,10 +218,26 @@ def test_any_override_composes_or_says_why(where: tuple[int, str], value: Any) -
 lines = st.one_of(
     st.text(max_size=80),
     st.binary(max_size=80).map(lambda data: data.decode("latin-1")),
-    st.sampled_from([
-        "a: [1", "a: {b", "- x", "? : :", "&a [*a]", "!!python/object/apply:os.system ['true']", "a: *b", "\t- x",
-        "defaults:\n  - nowhere", "_target_: os.system", "a: ${b}", "a: ${", "{}", "null", "3", "a: 1\na: 2",
-    ]),
+    st.sampled_from(
+        [
+            "a: [1",
+            "a: {b",
+            "- x",
+            "? : :",
+            "&a [*a]",
+            "!!python/object/apply:os.system ['true']",
+            "a: *b",
+            "\t- x",
+            "defaults:\n  - nowhere",
+            "_target_: os.system",
+            "a: ${b}",
+            "a: ${",
+            "{}",
+            "null",
+            "3",
+            "a: 1\na: 2",
+        ]
+    ),
 )
 
 
@@ -260,7 +282,9 @@ def test_the_command_tells_a_damaged_file_in_one_line(
     assert "by_energy.yaml, line 1" in line
 
 
-def test_a_runs_own_errors_are_not_taken_for_those_of_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runs_own_errors_are_not_taken_for_those_of_files(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def breaks(config: Any) -> float:
         raise OSError("disk full")
 

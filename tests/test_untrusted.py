@@ -16,6 +16,7 @@ from flwr.clientapp import ClientApp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
+from tiny import network
 from torch import Tensor
 
 from fl_cmi.flower.arrays import MessageError, values_of
@@ -23,11 +24,8 @@ from fl_cmi.flower.local_backend import LocalGrid
 from fl_cmi.flower.records import from_record, pack_update, partition_id, to_record, unpack_updates
 from fl_cmi.models.checkpoint import load_weights
 from fl_cmi.types import ConfigError, Update
-from tiny import network
 
-quick = settings(
-    max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-)
+quick = settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 MODEL = network()
 STATE = {name: value.clone() for name, value in MODEL.state_dict().items()}
@@ -102,7 +100,10 @@ def test_other_types_are_refused(name: str, dtype: torch.dtype) -> None:
 
 
 @quick
-@given(st.sampled_from(sorted(n for n in STATE if STATE[n].is_floating_point())), st.sampled_from("nan inf -inf".split()))
+@given(
+    st.sampled_from(sorted(n for n in STATE if STATE[n].is_floating_point())),
+    st.sampled_from(["nan", "inf", "-inf"]),
+)
 def test_numbers_that_are_not_finite_are_refused(name: str, number: str) -> None:
     bad = STATE[name].clone()
     bad.view(-1)[0] = float(number)
@@ -199,7 +200,10 @@ def test_truncated_long_and_made_up_arrays_are_refused(share: float, more: bytes
 
 
 @quick
-@given(st.lists(st.integers(-(2**63), 2**63), min_size=1, max_size=4), st.sampled_from(["<f4", "<i8", "|O", ">f4", "<U9", "V4"]))
+@given(
+    st.lists(st.integers(-(2**63), 2**63), min_size=1, max_size=4),
+    st.sampled_from(["<f4", "<i8", "|O", ">f4", "<U9", "V4"]),
+)
 def test_huge_and_odd_headers_are_refused_before_anything_is_allocated(shape: list[int], descr: str) -> None:
     header = repr({"descr": descr, "fortran_order": False, "shape": tuple(shape)}).encode() + b"\n"
     data = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(8)
@@ -239,7 +243,9 @@ def reply_with(content: RecordDict) -> Message:
     return Message(content, reply_to=asked)
 
 
-numbers = st.one_of(st.integers(-(2**64), 2**64), st.floats(), st.lists(st.integers(-3, 9)), st.lists(st.floats(), min_size=1))
+numbers = st.one_of(
+    st.integers(-(2**64), 2**64), st.floats(), st.lists(st.integers(-3, 9)), st.lists(st.floats(), min_size=1)
+)
 
 
 @quick

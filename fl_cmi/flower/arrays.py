@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 
 __all__ = ["MessageError", "values_of"]
 
-KINDS = frozenset(
-    ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool")
-)
+KINDS = frozenset(("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"))
 """Types of number that models have; above all, no objects."""
 
 HEADER = 4096

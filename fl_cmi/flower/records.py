@@ -149,7 +149,9 @@ def _unpack(reply: Message) -> Update:
     return Update(
         client=partition_id(reply.content),
         num_examples=_count(metrics.get("num-examples"), "num-examples"),
-        class_counts=None if counts is None else torch.tensor([_count(n, "class-counts") for n in counts]).long(),
+        class_counts=None
+        if counts is None
+        else torch.tensor([_count(n, "class-counts") for n in counts]).long(),
         state={**from_record(_record(arrays, ARRAYS)), **private},
         extra=received_records(reply.content),
         private=frozenset(private),

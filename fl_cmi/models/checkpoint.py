@@ -28,8 +28,8 @@ TYPES = {
 def load_weights(model: nn.Module, path: str, key: str) -> None:
     """Load safetensors into `model`, all of its tensors and no others.
 
-    The file may come from anywhere: it holds no code, names, shapes and types are compared before any tensor is read, so
-    that no more is allocated than the model takes, and every number has to be finite.
+    The file may come from anywhere: it holds no code; names, shapes and types are compared before any tensor is read,
+    so that no more is allocated than the model takes, and every number has to be finite.
 
     Args:
         model: Of the architecture that the file was saved from.
@@ -52,7 +52,9 @@ def load_weights(model: nn.Module, path: str, key: str) -> None:
             raise
         reason = " ".join(str(error).split())
         raise ConfigError(key, path, f"a readable .safetensors file ({reason})") from error
-    fault = fault or next((f"{name} is not finite" for name, t in state.items() if not t.isfinite().all()), None)
+    fault = fault or next(
+        (f"{name} is not finite" for name, t in state.items() if not t.isfinite().all()), None
+    )
     if fault:
         raise ConfigError(key, path, f"weights of a {type(model).__name__} of this size, but {fault}")
     model.load_state_dict(state)

@@ -23,4 +23,6 @@ def client_marks(clients: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
         "trust": [percent(row.get("trust")) for row in clients],
         "attack": [row.get("attack") or "" for row in clients],
     }
-    return {head: texts for head, texts in columns.items() if any(row.get(head) is not None for row in clients)}
+    return {
+        head: texts for head, texts in columns.items() if any(row.get(head) is not None for row in clients)
+    }
