@@ -44,9 +44,9 @@ QUICK = (
     "model=convnet",
     "local.epochs=40",
     "synthesizer.inversion.source.generator.width=8",
-    "schedule.epochs=2",
-    "schedule.batches=10",
-    "schedule.steps=100",
+    "schedule.epochs=3",
+    "schedule.batches=12",
+    "schedule.steps=150",
 )
 
 Row = Mapping[str, str]
