@@ -191,6 +191,11 @@ class Pool:
         """A batch drawn uniformly, with replacement, from the whole pool."""
         return self.get(torch.randint(len(self), (batch_size,), generator=rng))
 
+    def relabel(self, index: Int[Tensor, " batch"], labels: Float[Tensor, "batch classes"]) -> None:
+        """Replace the labels of the images in the given slots."""
+        assert self._store is not None
+        self._store[2][index] = labels.detach().float().cpu()
+
     def surest(self, share: float = 0.25) -> Int[Tensor, " chosen"]:
         """Slots, ascending, of that share of each class's images which the ensemble is surest show the class."""
         if self._store is None:

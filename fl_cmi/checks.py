@@ -94,8 +94,10 @@ def check_truth(config: Config, *keys: str) -> None:
             raise ConfigError(key, config[key], "true or false")
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: Any) -> torch.device:
     """`auto` is CUDA where there is one."""
+    if not isinstance(name, str):
+        raise ConfigError("device", name, "auto, cpu or cuda")
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,5 +1,6 @@
 """What the entry points share: Hydra around a run, a folder for it, and one line for whatever goes wrong."""
 
+import functools
 import logging
 import os
 import re
@@ -7,6 +8,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from fl_cmi.checks import ONLY_DISTILL, ONLY_SIMULATE
-from fl_cmi.compose import Config, config_folder, plain_config
+from fl_cmi.compose import Config, config_folder, plain_config, readable
 from fl_cmi.nodes import as_typed
 from fl_cmi.resume import resumed
 from fl_cmi.types import ConfigError
@@ -115,14 +117,23 @@ def command_line(name: str, job: Callable[[DictConfig], float]) -> None:
     """
     # Hydra would print its own errors over several lines and exit with 1; with this it raises them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    program = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=name)(job)
+    composing = ExitStack()
+
+    @functools.wraps(job)
+    def begin(config: DictConfig) -> float:
+        composing.pop_all()  # what goes wrong from here on is the run's
+        return job(config)
+
+    program = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=name)(begin)
     try:
         check_arguments(sys.argv[1:])
         # Behind an override, Hydra's parser would take what follows -m for something else.
         sys.argv[1:] = sorted(
             resumed(sys.argv[1:]), key=lambda argument: argument not in ("-m", "--multirun")
         )
-        program()
+        with composing:
+            composing.enter_context(readable())
+            program()
     except KeyboardInterrupt:
         fail("interrupted", INTERRUPTED)
     except ConfigError as error:

@@ -14,10 +14,13 @@ from typing import Any
 import hydra
 import hydra.utils
 import torch
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from yaml import YAMLError
 
+from fl_cmi.attacks.attack import Attack
+from fl_cmi.attacks.bad_clients import BadClients
 from fl_cmi.checks import pick_device
 from fl_cmi.data.dataset import Dataset
 from fl_cmi.federated.buffers import BufferPolicy
@@ -33,6 +36,7 @@ from fl_cmi.types import ConfigError, Task
 
 __all__ = [
     "Config",
+    "bad_clients",
     "build",
     "client_side",
     "compose_config",
@@ -42,6 +46,7 @@ __all__ = [
     "make_model",
     "make_partition",
     "plain_config",
+    "readable",
     "server_side",
     "sharing",
     "task",
@@ -57,9 +62,34 @@ def config_folder() -> Path:
 
 
 def compose_config(overrides: Sequence[str], name: str = "simulate") -> Config:
-    """The configuration that `python -m fl_cmi.<name>` would run with these overrides."""
-    with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
+    """The configuration that `python -m fl_cmi.<name>` would run with these overrides.
+
+    Raises:
+        ConfigError: A file in it is no configuration.
+        HydraException: Overrides that do not fit it.
+    """
+    with readable(), hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
         return plain_config(hydra.compose(name, list(overrides)))
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """Inside, configuration files are read and nothing else.
+
+    Raises:
+        ConfigError: Naming a file that is no YAML, or YAML that is no configuration, such as one that contains itself.
+    """
+    try:
+        yield
+    except HydraException:
+        raise
+    except (YAMLError, UnicodeDecodeError, RecursionError, OSError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{mark.name}, line {mark.line + 1}" if mark is not None else "a file"
+        reason = getattr(error, "problem", None) or " ".join(str(error).split())[:100]
+        raise ConfigError(
+            "configuration", where, f"readable YAML ({type(error).__name__}: {reason})"
+        ) from None
 
 
 def plain_config(config: DictConfig) -> Config:
@@ -167,7 +197,7 @@ class Clients:
     def of(cls, config: Config, data: Dataset) -> "Clients":
         """As `teachers.architectures` says."""
         nodes = config["teachers"]["architectures"]
-        if not nodes:
+        if not isinstance(nodes, list) or not nodes or not all(isinstance(node, dict) for node in nodes):
             raise ConfigError("teachers.architectures", nodes, "a list of at least one model")
         return cls(nodes, task(data), config["seed"])
 
@@ -177,7 +207,7 @@ def client_side(config_json: str) -> ClientSide:
     """Build a worker's side, once per process."""
     config: Config = json.loads(config_json)
     data = dataset(config)
-    local = build(config["local"], "local")
+    local, (attack, bad) = build(config["local"], "local"), bad_clients(config)
     return ClientSide(
         data.train,
         Clients.of(config, data),
@@ -188,7 +218,20 @@ def client_side(config_json: str) -> ClientSide:
         config["share_label_counts"],
         config["client_threads"],
         sharing(config),
+        attack,
+        bad,
     )
+
+
+def bad_clients(config: Config) -> tuple[Attack, tuple[int, ...]]:
+    """What bad clients do, and who they are: none where no attack is configured."""
+    node = config.get("attacks")
+    if not node:
+        return Attack(), ()
+    made = build(node, "attacks")
+    if not isinstance(made, BadClients):
+        raise ConfigError("attacks._target_", node["_target_"], "fl_cmi.attacks.bad_clients.BadClients")
+    return made.attack, made.chosen(config["num_clients"], config["seed"])
 
 
 def sharing(config: Config) -> Sharing:

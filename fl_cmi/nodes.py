@@ -22,14 +22,16 @@ NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a te
 def check_nodes(config: dict[str, Any]) -> None:
     """Raise ConfigError for the first value that cannot be what its parameter asks for.
 
-    Only plain annotations are judged (numbers, texts, true or false, literals and unions of them); optimizers, whose
-    annotations say little, are built once on a made-up parameter.
+    Only annotations of numbers, texts, true or false, literals, classes and unions of them are judged; optimizers,
+    whose annotations say little, are built once on a made-up parameter.
     """
     # Strategy and teacher repeat other nodes; a mistake there is told with the key that the user typed.
     last = {key: config[key] for key in sorted(config, key=lambda key: key in ("strategy", "teacher"))}
     for path, node in nodes(last, ""):
         target = resolved(path, node["_target_"])
-        values = {key: value for key, value in node.items() if not key.startswith("_")}
+        if not isinstance(node.get("_partial_", False), bool):
+            raise ConfigError(f"{path}._partial_", node["_partial_"], "true or false")
+        values = {key: value for key, value in node.items() if not str(key).startswith("_")}
         if isinstance(target, type) and issubclass(target, torch.optim.Optimizer):
             check_optimizer(path, target, values)
             continue
@@ -79,26 +81,32 @@ def hints_of(target: Any) -> dict[str, Any]:
 
 
 def flatten(hint: Any) -> tuple[Any, ...]:
-    """The plain alternatives of an annotation; empty where some alternative is not plain."""
+    """The alternatives of an annotation, plain ones or classes; empty where some alternative is neither."""
     parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    plain = all(part in NAMES or get_origin(part) is Literal for part in parts)
-    return tuple(parts) if plain else ()
+    judged = all(
+        get_origin(part) is Literal or (isinstance(part, type) and part is not Any) for part in parts
+    )
+    return tuple(parts) if judged and object not in parts else ()
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value from YAML is of a plain kind; whole numbers are numbers, true and false are not."""
+    """Whether a value from YAML may be of a kind; whole numbers are numbers, true and false are not."""
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
+    if kind not in NAMES:  # a class: what a node makes is its own affair, but no plain value is one
+        return isinstance(value, (dict, list))
     return isinstance(value, kind)
 
 
 def name(kind: Any) -> str:
-    """What a plain kind is called in an error."""
-    return " or ".join(str(part) for part in get_args(kind)) if get_origin(kind) is Literal else NAMES[kind]
+    """What a kind is called in an error."""
+    if get_origin(kind) is Literal:
+        return " or ".join(str(part) for part in get_args(kind))
+    return NAMES.get(kind) or f"a {kind.__name__}"
 
 
 def draws_images(target: Any) -> bool:
@@ -128,7 +136,7 @@ def check_optimizer(path: str, target: type[torch.optim.Optimizer], values: dict
             raise ConfigError(f"{path}.{key}", value, "a number")
     try:
         target([torch.nn.Parameter(torch.zeros(1))], **values)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, LookupError, RuntimeError) as error:
         raise ConfigError(path, values, f"what {target.__name__} takes: {error}") from None
 
 

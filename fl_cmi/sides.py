@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from fl_cmi.attacks.attack import Attack
 from fl_cmi.ensemble import Combine, Ensemble
 from fl_cmi.evaluate import accuracy, predict
 from fl_cmi.federated.buffers import weighted_mean
@@ -35,6 +36,8 @@ class ClientSide:
         share_label_counts: Whether clients tell how many images of each class they have.
         num_threads: Threads of one client.
         sharing: What clients do besides training, and what they share.
+        attack: What bad clients do.
+        bad_clients: Their partition ids, ascending.
     """
 
     train: Images
@@ -46,6 +49,12 @@ class ClientSide:
     share_label_counts: bool
     num_threads: int
     sharing: Sharing = field(default_factory=Sharing)
+    attack: Attack = field(default_factory=Attack)
+    bad_clients: tuple[int, ...] = ()
+
+    def attack_of(self, client: int) -> Attack:
+        """What a client does; honest work, but for bad clients."""
+        return self.attack if client in self.bad_clients else Attack()
 
 
 @dataclass(frozen=True)

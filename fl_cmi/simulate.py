@@ -9,6 +9,7 @@ python -m fl_cmi.simulate resume=outputs/.../...                # go on with a r
 import json
 import logging
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from fl_cmi.attacks.attack import Attack
+from fl_cmi.attacks.success import success
 from fl_cmi.bank import Pool
 from fl_cmi.checkpoint.run import Checkpoints, check_settings, finished, is_finished, open_store
 from fl_cmi.checkpoint.store import Generation, Store
 from fl_cmi.checks import check
 from fl_cmi.command import carry_out, command_line
-from fl_cmi.compose import Config, build, dataset, fitting, make_partition, server_side
+from fl_cmi.compose import Config, bad_clients, build, dataset, fitting, make_partition, server_side
 from fl_cmi.disclosure import disclosed
 from fl_cmi.distillation.budget import checked_budget, clock_called
 from fl_cmi.ensemble import Combine, Ensemble
@@ -48,6 +51,7 @@ from fl_cmi.report.summary import digest, provenance
 from fl_cmi.report.table import print_summary
 from fl_cmi.rng import stream
 from fl_cmi.sides import ServerSide
+from fl_cmi.trust import trust_scores
 from fl_cmi.types import ConfigError
 
 __all__ = ["main", "run"]
@@ -95,6 +99,8 @@ def carry_on(
         compressor = build(config["compression"], "compression") if config["compression"] else None
         data = dataset(config)
         partition = make_partition(config, data)
+        attack, bad = bad_clients(config)
+        attack.wanted(data.test)  # its own checks speak before the run begins
         side = server_side(config, data, progress, log, partition)
         combine = build(config["combine"], "combine")
         with fitting(config["combine"], "combine"):
@@ -137,6 +143,7 @@ def carry_on(
     with progress.phase("evaluation"):
         # What a rule has learnt is in the strategy's own; FedDF has another rule than the run.
         measured = measure(outcome, side, getattr(method, "combine", combine), pool)
+        attacked(measured, attack, bad, outcome, side, getattr(method, "combine", combine))
     measured["disclosed"] += getattr(method, "disclosed", ())
     summary = summarize(config, outcome, measured, partition, side)
     summary["teacher_passes"] = getattr(method, "teacher_passes", 0)
@@ -198,6 +205,9 @@ def measure(outcome: Outcome, side: ServerSide, combine: Combine, pool: Pool | N
         }
         for teacher, own in zip(ensemble.teachers, logits, strict=True)
     ]
+    trust = None if pool is None else trust_scores(ensemble, pool, stream(side.seed, "trust"))
+    for row, score in zip(clients, trust or [None] * len(clients), strict=True):
+        row["trust"] = score
     combined = combine(torch.stack(logits), ensemble.cpu())
     state = side.average(outcome.updates)
     average = None
@@ -214,6 +224,30 @@ def measure(outcome: Outcome, side: ServerSide, combine: Combine, pool: Pool | N
         else measure_pool(pool, ensemble, side.test, stream(side.seed, "measures")),
         "disclosed": disclosed(outcome.updates, ensemble, side),
     }
+
+
+def attacked(
+    measured: dict[str, Any],
+    attack: Attack,
+    bad: Sequence[int],
+    outcome: Outcome,
+    side: ServerSide,
+    combine: Combine,
+) -> None:
+    """Add to `measured` who was bad and how far they got: `attacks`, None where nobody was."""
+    measured["attacks"] = None
+    for row in measured["clients"]:
+        row["attack"] = type(attack).__name__ if row["client"] in bad else None
+    if bad:
+        student = side.student()
+        student.load_state_dict(outcome.student)
+        ensemble = Ensemble([side.teacher(update) for update in outcome.updates], combine)
+        models = {"ensemble": ensemble, "student": student}
+        measured["attacks"] = {
+            "attack": type(attack).__name__,
+            "clients": list(bad),
+            "success": success(attack, models, side.test, side.device),
+        }
 
 
 def summarize(

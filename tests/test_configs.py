@@ -52,6 +52,7 @@ GROUPS = {
     "buffers",
     "backend",
     "compression",
+    "attacks",
     "calibration",
     "method",
     "experiment",

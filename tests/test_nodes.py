@@ -37,6 +37,9 @@ def test_the_defaults_fit(strategy: str, synthesizer: str) -> None:
             "a.terms.t.weight=",
         ),
         ({"list": [{"_target_": POOL, "capacity": None}]}, "a.list.0.capacity=None: an integer"),
+        ({"_target_": INVERSION, "contrast": 2}, "a.contrast=2: a Contrast or null"),
+        ({"_target_": INVERSION, "source": "x"}, "a.source=x: a Source"),
+        ({"_target_": GROW, "_partial_": 3}, "a._partial_=3: true or false"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_named(node: Any, message: str) -> None:
@@ -51,7 +54,7 @@ def test_a_value_of_the_wrong_kind_is_named(node: Any, message: str) -> None:
         {"_target_": ADVERSARIAL, "weight": 1},
         {"_target_": ADVERSARIAL, "weight": math.inf},
         {"_target_": GROW, "epochs": 3},
-        {"_target_": INVERSION, "contrast": None, "source": "anything that is built elsewhere"},
+        {"_target_": INVERSION, "contrast": None, "source": {"_target_": "builtins.dict"}},
         {"_target_": "builtins.dict", "whatever": "fits"},
     ],
 )

@@ -4,7 +4,7 @@ A client's answer is a function of the message, of its own state and of the seed
 again after its process died, and the place where it runs does not matter.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import cast
@@ -96,10 +96,14 @@ def handle_train(
         raise ValueError(f"client {client} has no images; choose another partition or fewer clients")
     with torch_threads(side.num_threads):
         model = side.build(client)
-        model.load_state_dict(_start(side, model, message, context))
+        start = {name: tensor.clone() for name, tensor in _start(side, model, message, context).items()}
+        model.load_state_dict(start)
         model.to(side.device)
-        images = client_images(side, partition, client)
-        name = ("client", client, "round", server_round)
+        attack = side.attack_of(client)
+        team = attack.team(client, side.bad_clients)
+        name = ("client", team[0], "round", server_round)
+        images = joined([client_images(side, partition, member) for member in team])
+        images = attack.images(images, stream(side.seed, "attacks", team[0]))
         visit = Visit(
             model,
             images,
@@ -117,7 +121,8 @@ def handle_train(
         )
         made = session.finish()
         state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    sent = [state, *made.sent.values()]
+        told = attack.state(model, start, stream(side.seed, *name, "attack"))
+    sent = [told, *made.sent.values()]
     broken = [name for part in sent for name, tensor in part.items() if not tensor.isfinite().all()]
     if broken:
         raise RuntimeError(
@@ -126,7 +131,7 @@ def handle_train(
         )
     _keep(side, model, state, made.kept, context)
     counts = images.class_counts() if side.share_label_counts else None
-    update = Update(client, len(images), counts, state, made.sent, side.sharing.private(model))
+    update = Update(client, len(images), counts, told, made.sent, side.sharing.private(model))
     return Message(pack_update(update, metrics), reply_to=message)
 
 
@@ -149,6 +154,16 @@ def client_images(side: ClientSide, partition: Partition, client: int) -> Images
         return images
     noise = torch.randn(images.x.shape, generator=stream(side.seed, "noise", client))
     return Images(images.pixels() + sd * noise, images.y, images.num_classes)
+
+
+def joined(parts: Sequence[Images]) -> Images:
+    """The images of all parts, at least one, in their order."""
+    if len(parts) == 1:
+        return parts[0]
+    # Where one part has noise on it, all are numbers in [0, 1].
+    same = len({part.x.dtype for part in parts}) == 1
+    x = torch.cat([part.x if same else part.pixels() for part in parts])
+    return Images(x, torch.cat([part.y for part in parts]), parts[0].num_classes)
 
 
 @contextmanager

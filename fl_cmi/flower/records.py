@@ -1,11 +1,12 @@
 """Between tensors and Flower's records."""
 
 from collections.abc import Iterable, Mapping
-from typing import cast
+from typing import TypeVar
 
 import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
+from fl_cmi.flower.arrays import MessageError, values_of
 from fl_cmi.types import State, Update
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "to_record",
     "unpack_updates",
 ]
+
+Record = TypeVar("Record")
 
 ARRAYS, METRICS = "arrays", "metrics"
 """The names under which Flower's strategies send a model, and we send it back with its metrics."""
@@ -45,18 +48,18 @@ def from_record(record: ArrayRecord, like: State | None = None) -> State:
             `num_batches_tracked` into float64.)
 
     Raises:
-        ValueError: Where names or shapes differ.
+        MessageError: Arrays that cannot be read, or names or shapes that differ.
     """
-    state = {name: torch.from_numpy(array.numpy()) for name, array in record.items()}
+    state = {name: torch.from_numpy(values_of(array)) for name, array in record.items()}
     if like is None:
         return state
     if state.keys() != like.keys():
         odd = sorted(state.keys() ^ like.keys())
-        raise ValueError(f"another model was received: {len(odd)} names differ, first {odd[0]}")
+        raise MessageError(f"another model was received: {len(odd)} names differ, first {odd[0]}")
     for name, tensor in like.items():
         if state[name].shape != tensor.shape:
             got, wanted = tuple(state[name].shape), tuple(tensor.shape)
-            raise ValueError(f"another model was received: {name} has shape {got}, not {wanted}")
+            raise MessageError(f"another model was received: {name} has shape {got}, not {wanted}")
     return {name: _cast(state[name], tensor.dtype) for name, tensor in like.items()}
 
 
@@ -89,13 +92,21 @@ def received_records(content: RecordDict) -> dict[str, State]:
 
 
 def unpack_updates(replies: Iterable[Message]) -> list[Update]:
-    """The updates that `replies`, none of them an error, carry; sorted by partition id."""
+    """The updates that `replies`, none of them an error, carry; sorted by partition id.
+
+    Raises:
+        MessageError: One that is no update.
+    """
     return sorted((_unpack(reply) for reply in replies), key=lambda update: update.client)
 
 
 def partition_id(content: RecordDict) -> int:
-    """Which client sent `content`."""
-    return cast(int, content.metric_records[METRICS]["partition-id"])
+    """Which client sent `content`.
+
+    Raises:
+        MessageError: Where it does not say.
+    """
+    return _count(_record(content.metric_records, METRICS).get("partition-id"), "partition-id")
 
 
 def content_bytes(message: Message) -> int:
@@ -116,16 +127,32 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return tensor.to(dtype)
 
 
+def _count(value: object, name: str) -> int:
+    if not isinstance(value, int) or not 0 <= value < 2**63:
+        raise MessageError(f"the metric {name} is {value!r}, not an integer >= 0")
+    return value
+
+
+def _record(records: Mapping[str, Record], name: str) -> Record:
+    if name not in records:
+        raise MessageError(f"the record {name} is missing")
+    return records[name]
+
+
 def _unpack(reply: Message) -> Update:
-    metrics = reply.content.metric_records[METRICS]
+    metrics = _record(reply.content.metric_records, METRICS)
     counts = metrics.get("class-counts")
+    if counts is not None and not isinstance(counts, list):
+        raise MessageError(f"the metric class-counts is {counts!r}, not a list")
     arrays = reply.content.array_records
     private = from_record(arrays[REPORT]) if REPORT in arrays else {}
     return Update(
         client=partition_id(reply.content),
-        num_examples=cast(int, metrics["num-examples"]),
-        class_counts=None if counts is None else torch.tensor(counts, dtype=torch.int64),
-        state={**from_record(arrays[ARRAYS]), **private},
+        num_examples=_count(metrics.get("num-examples"), "num-examples"),
+        class_counts=None
+        if counts is None
+        else torch.tensor([_count(n, "class-counts") for n in counts]).long(),
+        state={**from_record(_record(arrays, ARRAYS)), **private},
         extra=received_records(reply.content),
         private=frozenset(private),
     )

@@ -13,7 +13,7 @@ from flwr.app import Message, MessageType, MetricRecord, RecordDict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from fl_cmi.compose import Config
+from fl_cmi.compose import Config, bad_clients
 from fl_cmi.data.dataset import Dataset
 from fl_cmi.federated.method import ClientMethod
 from fl_cmi.flower.client import CONFIG
@@ -38,6 +38,7 @@ CODE = (
     "rng.py",
     "types.py",
     "models",
+    "attacks",
 )
 """What a client runs: a change of it is another teacher."""
 
@@ -74,6 +75,7 @@ class TeacherCache:
         except OSError as error:
             raise ConfigError("teacher_cache", folder, f"a folder to write to ({error.strerror})") from None
         self.config, self.partition, self.data, self.side = config, partition, data, side
+        _, self.bad = bad_clients(config)
         self.start = config["local"].get("start", "broadcast")
         reason = self.reason_against()
         self.bypassed = reason is not None
@@ -127,6 +129,8 @@ class TeacherCache:
             "client": client,
             "settings": dict(message.content.config_records[CONFIG]),
         }
+        if client in self.bad:  # those who collude know of each other's images
+            about["attack"] = [config["attacks"], self.bad, self.partition.hash, noise]
         if self.start == "broadcast":
             about["model"] = digest(from_record(message.content.array_records[ARRAYS]))
         return of_text(json.dumps(about, sort_keys=True, default=repr))

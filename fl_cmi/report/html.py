@@ -5,6 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from fl_cmi.report.attacks import attack_lines, client_marks
 from fl_cmi.report.compression import report_line
 from fl_cmi.report.elements import bar, bullets, cards, flat, page, pairs, picture, section, table
 from fl_cmi.report.measured import measured_rows
@@ -30,6 +31,7 @@ def write_report(run_dir: Path, summary: dict[str, Any], command: str | None = N
         _head(summary, title, [f"{len(summary['clients'])} clients", rounds], command),
         _headline(summary),
         _clients(summary["clients"]),
+        _attacks(summary),
         _partition(run_dir, summary["partition"]),
         _pictures(run_dir),
         _measures(summary),
@@ -124,19 +126,26 @@ def _headline(summary: dict[str, Any]) -> str:
 
 
 def _clients(clients: list[dict[str, Any]]) -> str:
+    marks = client_marks(clients)
     rows = [
         (
             str(row["client"]),
-            percent(accuracy),
-            bar(accuracy or 0.0),
+            percent(row["accuracy"]),
+            bar(row["accuracy"] or 0.0),
             f"{row['num_examples']:,}",
             row["architecture"],
+            *(mark[number] for mark in marks.values()),
         )
-        for row in clients
-        for accuracy in [row["accuracy"]]
+        for number, row in enumerate(clients)
     ]
-    header = ("client", "test accuracy", "", "examples", "architecture")
+    header = ("client", "test accuracy", "", "examples", "architecture", *marks)
     return section("Clients, each alone", table(header, rows, numbers=(0, 1, 3), bars=(2,)))
+
+
+def _attacks(summary: dict[str, Any]) -> str:
+    """Who was bad; nothing where nobody was."""
+    found = summary.get("attacks")
+    return section("Attacks", bullets(attack_lines(found))) if found else ""
 
 
 def _partition(run_dir: Path, partition: dict[str, Any]) -> str:

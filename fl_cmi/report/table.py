@@ -8,6 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from fl_cmi.report.attacks import attack_lines, client_marks
 from fl_cmi.report.compression import report_line
 from fl_cmi.report.measured import measured_rows
 from fl_cmi.report.units import byte_size, duration, percent
@@ -36,6 +37,8 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     _tables(console, _clients(summary["clients"]), _results(summary), _synthetic(summary), cost)
     if summary.get("compressed"):
         _lines(console, "Compressed", [report_line(summary["compressed"])])
+    if summary.get("attacks"):
+        _lines(console, "Attacks", attack_lines(summary["attacks"]))
     _lines(console, "What left each client", summary.get("disclosed", []))
     failures = [
         f"round {row['round']}, client {row['client']}: {row['reason']}"
@@ -105,12 +108,16 @@ def _clients(clients: list[dict[str, Any]]) -> Table:
     table.add_column("Client", justify="right", min_width=6)
     table.add_column("test accuracy", justify="right")
     table.add_column("examples", justify="right")
+    marks = client_marks(clients)
+    for mark in marks:
+        table.add_column(mark, justify="right")
     table.add_column("architecture", overflow="fold")
-    for row in clients:
+    for number, row in enumerate(clients):
         cells = (
             str(row["client"]),
             percent(row["accuracy"]),
             f"{row['num_examples']:,}",
+            *(mark[number] for mark in marks.values()),
             str(row["architecture"]),
         )
         table.add_row(*map(Text, cells))
