@@ -55,7 +55,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
 def test_the_folder_holds_what_was_promised(done: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = done
     promised = {"metrics.jsonl", "summary.json", "synthetic.png", "curves.png", "report.html"}
-    promised |= {"student.safetensors", "teacher.safetensors"}
+    promised |= {"student.safetensors", "teacher.safetensors", "integrity.json"}
     assert {path.name for path in folder.iterdir()} == promised
     events = {row["event"] for row in MetricsLog.read(folder / "metrics.jsonl")}
     assert events == {"synthesis", "distillation", "evaluate", "summary"}
