@@ -12,9 +12,10 @@ from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
 from flwr.serverapp import Grid
 
 from fl_cmi.flower.backend import Backend
+from fl_cmi.flower.failure import ClientFailure
 from fl_cmi.flower.flower_backend import FlowerBackend
 from fl_cmi.flower.local_backend import LocalBackend
-from fl_cmi.flower.participation import ClientFailure, Participation
+from fl_cmi.flower.participation import Participation
 from fl_cmi.report.progress import Progress
 
 pytestmark = pytest.mark.slow

@@ -45,7 +45,7 @@ SUMMARY: dict[str, Any] = {
     "commit": None,
     "versions": {"torch": "2.0"},
     "disclosed": ["model parameters", "examples per class"],
-    "failures": [{"round": 1, "client": 1, "reason": "[Errno 2] <b>gone</b> & lost"}],
+    "failures": [{"round": 1, "client": 1, "kind": "raised", "message": "[Errno 2] <b>gone</b> & lost"}],
     "config": {"local": {"lr": 0.05, "schedule": None, "augment": True}, "model": ["conv", {"width": 8}]},
 }
 
