@@ -31,7 +31,7 @@ from fl_cmi.ensemble import Combine, Ensemble
 from fl_cmi.evaluate import accuracy, predict
 from fl_cmi.flower.backend import Backend, flower_log
 from fl_cmi.flower.buffers import SeparateBuffers
-from fl_cmi.flower.failure import ClientFailure
+from fl_cmi.flower.failure import BackendFailure, ClientFailure
 from fl_cmi.flower.outcome import Outcome
 from fl_cmi.flower.scores import Scores
 from fl_cmi.flower.server import serve
@@ -279,7 +279,7 @@ def summarize(
 
 def job(config: DictConfig) -> float:
     """Hydra's task function."""
-    return carry_out(config, "simulate", run, print_summary, ClientFailure)
+    return carry_out(config, "simulate", run, print_summary, ClientFailure, BackendFailure)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import torch
 from flwr.app import Error, Message
 
 __all__ = [
+    "BackendFailure",
     "ClientFailure",
     "Failure",
     "Kind",
@@ -64,6 +65,10 @@ class ClientFailure(RuntimeError):  # noqa: N818 - a failure is what the policy 
     def __reduce__(self) -> tuple[Any, ...]:
         """Survive the trip between processes."""
         return type(self), (self.failures,)
+
+
+class BackendFailure(RuntimeError):  # noqa: N818 - like the other one
+    """The end of a run because there are no processes for its clients; the message is one line."""
 
 
 def failed(message: Message, reason: str, kind: Kind) -> Message:

@@ -19,7 +19,7 @@ from flwr.app.metadata import Metadata
 from flwr.clientapp import ClientApp
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, WorkerCrashedError
 
-from fl_cmi.flower.failure import cause_of_death, failed
+from fl_cmi.flower.failure import BackendFailure, cause_of_death, failed
 from fl_cmi.flower.grid import Deadline, PartitionGrid, answer, delivered, number
 from fl_cmi.flower.ray_arrays import send_arrays_as_arrays
 
@@ -216,7 +216,7 @@ class RayGrid(PartitionGrid):
         if done:
             self._last_sign = time.monotonic()
         elif deadline.left and not self._busy and time.monotonic() - self._last_sign >= START_LIMIT:
-            raise RuntimeError(
+            raise BackendFailure(
                 f"no Ray actor came up in {START_LIMIT:g} s; the cluster may be taken by others"
             )
         return list(done)
@@ -262,7 +262,9 @@ class RayGrid(PartitionGrid):
         except RayError as error:
             self._stillborn += 1
             if self._stillborn > self._retries * self._num_actors:
-                raise RuntimeError(f"the clients' processes die while they start: {error}") from error
+                kind, reason = cause_of_death(f"{type(error).__name__}: {error}")
+                told = reason if kind == "memory" else str(error).strip().splitlines()[-1]
+                raise BackendFailure(f"the clients' processes die while they start: {told}") from error
             self._replace(actor)
             return
         self._stillborn = 0
