@@ -1,6 +1,7 @@
 """A machine of a Ray cluster that is lost in the middle of a round."""
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import fake_side
@@ -12,6 +13,7 @@ from ray.cluster_utils import Cluster
 from fl_cmi.flower.local_backend import LocalBackend
 from fl_cmi.flower.participation import Participation
 from fl_cmi.flower.ray_backend import RayBackend
+from fl_cmi.flower.ray_session import remove_session
 
 
 @pytest.mark.slow
@@ -36,7 +38,9 @@ def test_a_machine_that_is_lost_costs_nothing_but_time() -> None:
         cluster.wait_for_nodes()
         RayBackend(address=cluster.address).run("{}", PARTITION, NUM_CLIENTS, serve, fake_side.app)
     finally:
+        folder = Path(cluster.head_node.get_session_dir_path())
         cluster.shutdown()
+        remove_session(folder)
     (here,) = ask(LocalBackend())
     for distant in rounds:
         assert [comparable(reply) for reply in distant] == [comparable(reply) for reply in here]
