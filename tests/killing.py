@@ -9,8 +9,6 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
-
 ROOT = Path(__file__).parents[1]
 
 
@@ -87,10 +85,12 @@ class Command:
     def _processes(self) -> list[str]:
         """Those that have inherited this command's mark, also through others that are gone."""
         found = []
-        for process in psutil.process_iter():
+        for process in Path("/proc").glob("[0-9]*"):
             try:
-                if process.environ().get("FL_CMI_MARK") == self.mark and process.status() != "zombie":
-                    found.append(f"{process.pid} {process.name()}")
-            except psutil.Error:
+                marked = self.mark.encode() in (process / "environ").read_bytes()
+                name, state = (process / "stat").read_text().split("(", 1)[1].rsplit(")", 1)
+            except OSError:  # it has ended by now
                 continue
+            if marked and state.split()[0] != "Z":
+                found.append(f"{process.name} {name}")
         return found

@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 from killing import Command
 
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/environ").exists(), reason="reads the process table of Linux"
+)
+
 TINY = (
     "data=synthetic",
     "partition.alpha=1.0",

@@ -48,7 +48,7 @@ def edges(config: Config, data: Dataset) -> Partition:
         "strategy=feddistill_plus",
         "strategy=fedgen",
         "strategy=fed_ensemble",
-        "strategy=feddf held_out=20",
+        "strategy=feddf held_out=20 strategy.stopping.steps=4",
         *(" ".join(["strategy=fed_cmi", *INVERSION, more]).strip() for more in ("", "combine=mean_probs")),
     ],
 )
