@@ -78,7 +78,8 @@ class Command:
         end = time.monotonic() + seconds
         while (found := self._processes()) and time.monotonic() < end:
             time.sleep(0.2)
-        found += [str(path) for path in self.temporary.rglob("*")]
+        # Torch's cache of compiled code belongs to the user, not to a run.
+        found += [str(path) for path in self.temporary.iterdir() if not path.name.startswith("torchinductor")]
         found += [str(path) for path in Path("/tmp/ray").glob(f"session_*_{self.process.pid}")]
         return found + [str(path) for path in (self.folder / "run").rglob(".*.*") if path.is_file()]
 
