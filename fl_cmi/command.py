@@ -124,9 +124,8 @@ def command_line(name: str, job: Callable[[DictConfig], float]) -> None:
 
     Ctrl-C is one line as well, and exit code 130, SIGTERM 143; what the run has written stays.
     """
-    logging.raiseExceptions = (
-        False  # a full disk is told once, not for each line that no longer fits into the log
-    )
+    # A full disk is told once, not for each line that no longer fits into the log.
+    logging.raiseExceptions = False
     # Hydra would print its own errors over several lines and exit with 1; with this it raises them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     composing = ExitStack()

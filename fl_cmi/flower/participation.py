@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid

@@ -4,17 +4,14 @@ from collections.abc import Mapping
 from functools import cache
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, RecordDict
-from numpy.typing import NDArray
+from flwr.app import ArrayRecord, RecordDict
 
+from fl_cmi.flower.arrays import MessageError, values_of
 from fl_cmi.flower.records import ARRAYS, METRICS, REPORT, to_record
 from fl_cmi.sides import ServerSide
 from fl_cmi.types import State
 
 __all__ = ["Receipt"]
-
-HEADER = 1024
-"""Most bytes of an array that are not its values."""
 
 Expected = Mapping[str, tuple[str, tuple[int, ...]]]
 """Type and shape of each tensor."""
@@ -98,22 +95,10 @@ def misfit(record: ArrayRecord, expected: Expected | None) -> str | None:
             return f"{name} has the shape {tuple(array.shape)}, not {shape}"
         if array.dtype != dtype:
             return f"{name} is {array.dtype}, not {dtype}"
-        values = decoded(array)
-        if values is None:
-            return f"{name} cannot be read as {dtype} of the shape {shape}"
+        try:
+            values = values_of(array)
+        except MessageError as error:
+            return f"{name} cannot be read: {error}"
         if values.dtype.kind in "fc" and not np.isfinite(values).all():
             return f"{name} is not finite: {(~np.isfinite(values)).sum()} of {values.size} numbers are NaN or infinite"
     return None
-
-
-def decoded(array: Array) -> NDArray[np.generic] | None:
-    """The values, if they are what the array says of itself; sizes are looked at before anything is allocated."""
-    try:
-        size = np.dtype(array.dtype).itemsize * int(np.prod(array.shape, dtype=object))
-        if not size <= len(array.data) <= size + HEADER:
-            return None
-        values = array.numpy()
-    except (ValueError, TypeError, EOFError, MemoryError, OverflowError, AttributeError):
-        return None
-    fits = str(values.dtype) == array.dtype and values.shape == tuple(array.shape)
-    return values if fits else None
