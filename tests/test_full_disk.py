@@ -123,5 +123,5 @@ def test_a_full_disk_is_one_line_and_the_next_command_works(
     left = {path.name for path in (folder / "here").iterdir()}
     assert victim == "metrics.jsonl" or victim not in left
     assert "summary.json" not in left and not any(name.startswith(".") and name != ".hydra" for name in left)
-    assert call_main(main, monkeypatch, *TINY) == 0
+    assert call_main(main, monkeypatch, "resume=here") == 0
     assert (folder / "here" / "summary.json").exists()
