@@ -28,6 +28,7 @@ class Command:
     def __post_init__(self) -> None:
         self.temporary = self.folder / "tmp"
         self.temporary.mkdir(exist_ok=True)
+        self.run_dir = self.folder / f"run-{self.mark}"
         path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
         # Ray's sockets need a short path, so its own folder is elsewhere, and looked for by the process's id.
         more = {
@@ -42,7 +43,7 @@ class Command:
                 "-m",
                 "fl_cmi.simulate",
                 *self.overrides,
-                f"hydra.run.dir={self.folder / 'run'}",
+                f"hydra.run.dir={self.run_dir}",
             ],
             cwd=self.folder,
             env={**os.environ, "OMP_NUM_THREADS": "1", **more},
@@ -81,7 +82,7 @@ class Command:
         # Torch's cache of compiled code belongs to the user, not to a run.
         found += [str(path) for path in self.temporary.iterdir() if not path.name.startswith("torchinductor")]
         found += [str(path) for path in Path("/tmp/ray").glob(f"session_*_{self.process.pid}")]
-        return found + [str(path) for path in (self.folder / "run").rglob(".*.*") if path.is_file()]
+        return found + [str(path) for path in self.run_dir.rglob(".*.*") if path.is_file()]
 
     def _processes(self) -> list[str]:
         """Those that have inherited this command's mark, also through others that are gone."""

@@ -76,16 +76,16 @@ def test_a_run_whose_clients_hang_or_raise_ends_and_leaves_nothing(backend: str,
 
 @pytest.mark.slow
 def test_a_worker_killed_on_the_way_changes_nothing_but_the_report(tmp_path: Path) -> None:
-    """The next command works, too: it is the second one in this folder."""
+    """The next command works, too."""
     run = command(tmp_path, "die", "backend=ray")
     assert run.end()[0] == 0
     assert run.left() == []
-    disturbed = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
+    disturbed = json.loads((run.run_dir / "summary.json").read_text(encoding="utf-8"))
     (failure,) = disturbed["failures"]
     assert (failure["round"], failure["kind"], failure["retried"]) == (1, "died", True)
-    assert "it was asked again" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "it was asked again" in (run.run_dir / "report.html").read_text(encoding="utf-8")
     again = command(tmp_path, "die", "backend=ray")  # the marker is there: nobody dies
     assert again.end()[0] == 0
-    undisturbed = json.loads((tmp_path / "run" / "summary.json").read_text(encoding="utf-8"))
+    undisturbed = json.loads((again.run_dir / "summary.json").read_text(encoding="utf-8"))
     assert undisturbed["failures"] == []
     assert undisturbed["digest"] == disturbed["digest"]
