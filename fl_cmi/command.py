@@ -1,5 +1,6 @@
 """What the entry points share: Hydra around a run, a folder for it, and one line for whatever goes wrong."""
 
+import errno
 import functools
 import logging
 import os
@@ -22,6 +23,7 @@ from rich.console import Console
 
 from fl_cmi.checks import ONLY_DISTILL, ONLY_SIMULATE
 from fl_cmi.compose import Config, config_folder, plain_config, readable
+from fl_cmi.interrupt import Terminated, sigterm_unwinds
 from fl_cmi.nodes import as_typed
 from fl_cmi.resume import resumed
 from fl_cmi.types import ConfigError
@@ -34,8 +36,11 @@ Run = Callable[[Config, Path, str], dict[str, Any]]
 Prepare = Callable[[DictConfig, Sequence[str]], DictConfig]
 """From what Hydra composed and its overrides to what is run."""
 
-INTERRUPTED = 130
-"""What a shell calls a process that Ctrl-C ended."""
+INTERRUPTED, TERMINATED = 130, 143
+"""What a shell calls a process that Ctrl-C ended, or SIGTERM."""
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The disk is full, or what this user or process may put on it."""
 
 
 def carry_out(
@@ -48,8 +53,8 @@ def carry_out(
 ) -> float:
     """Hydra's task: one run in the folder that Hydra made for it; its table, and last the folder alone.
 
-    Leaves with one line on standard error and exit code 2 for a user's mistake, 1 for a loss that is not finite and
-    for what is among `failures`. It does so from here, because Hydra would add a line to an exception.
+    Leaves with one line on standard error and exit code 2 for a user's mistake, 1 for a loss that is not finite, a full
+    disk and for what is among `failures`. It does so from here, because Hydra would add a line to an exception.
 
     Args:
         config: As composed.
@@ -79,6 +84,10 @@ def carry_out(
         fail(str(as_typed(error, plain)), 2)
     except expected as error:
         fail(str(error), 1)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        fail(f"{error.strerror} while writing {error.filename or run_dir}; what is there is whole", 1)
     show(summary, Console())
     print(run_dir.resolve(), flush=True)
     accuracy_last = summary["student"]["accuracy_last"]
@@ -113,8 +122,10 @@ def discard(run_dir: Path) -> None:
 def command_line(name: str, job: Callable[[DictConfig], float]) -> None:
     """Run `job` on `conf/<name>.yaml` and the command line's overrides; one line and exit code 2 if they do not fit.
 
-    Ctrl-C is one line as well, and exit code 130; what the run has written stays.
+    Ctrl-C is one line as well, and exit code 130, SIGTERM 143; what the run has written stays.
     """
+    # A full disk is told once, not for each line that no longer fits into the log.
+    logging.raiseExceptions = False
     # Hydra would print its own errors over several lines and exit with 1; with this it raises them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     composing = ExitStack()
@@ -131,9 +142,11 @@ def command_line(name: str, job: Callable[[DictConfig], float]) -> None:
         sys.argv[1:] = sorted(
             resumed(sys.argv[1:]), key=lambda argument: argument not in ("-m", "--multirun")
         )
-        with composing:
+        with composing, sigterm_unwinds():
             composing.enter_context(readable())
             program()
+    except Terminated:
+        fail("terminated", TERMINATED)
     except KeyboardInterrupt:
         fail("interrupted", INTERRUPTED)
     except ConfigError as error:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
-from safetensors.torch import save_file
 
 from fl_cmi.checks import check_integer, check_truth, pick_device
 from fl_cmi.command import carry_out, command_line
@@ -24,6 +23,7 @@ from fl_cmi.data.dataset import Dataset
 from fl_cmi.models.checkpoint import load_weights
 from fl_cmi.nodes import check_nodes
 from fl_cmi.report.compression import print_compression
+from fl_cmi.report.folder import save_state
 from fl_cmi.report.progress import Progress
 from fl_cmi.report.summary import commit, versions, write_json
 from fl_cmi.synthesis.noise import Noise
@@ -84,7 +84,7 @@ def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, 
         "seconds": {**progress.seconds, "total": time.perf_counter() - start},
     }
     if config["save_pool"]:
-        save_file(pool.tensors(), run_dir / "pool.safetensors")
+        save_state(pool.tensors(), run_dir / "pool.safetensors")
     write_json(run_dir / "summary.json", summary)
     return summary
 

@@ -31,8 +31,8 @@ from fl_cmi.ensemble import Combine, Ensemble
 from fl_cmi.evaluate import accuracy, predict
 from fl_cmi.flower.backend import Backend, flower_log
 from fl_cmi.flower.buffers import SeparateBuffers
+from fl_cmi.flower.failure import BackendFailure, ClientFailure
 from fl_cmi.flower.outcome import Outcome
-from fl_cmi.flower.participation import ClientFailure
 from fl_cmi.flower.scores import Scores
 from fl_cmi.flower.server import serve
 from fl_cmi.flower.strategies import FedCmi, one_architecture
@@ -279,7 +279,7 @@ def summarize(
 
 def job(config: DictConfig) -> float:
     """Hydra's task function."""
-    return carry_out(config, "simulate", run, print_summary, ClientFailure)
+    return carry_out(config, "simulate", run, print_summary, ClientFailure, BackendFailure)
 
 
 def main() -> None:

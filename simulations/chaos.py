@@ -263,8 +263,8 @@ def compared(run: Path, whole: Path) -> Finished:
 
 
 def lines(folder: Path) -> list[str]:
-    """The rows of a run without the times in them."""
-    rows = MetricsLog.read(folder / "metrics.jsonl")
+    """The rows of a run without the times in them, and without clients that had to be asked again."""
+    rows = [row for row in MetricsLog.read(folder / "metrics.jsonl") if not row.get("retried")]
     return [json.dumps({key: value for key, value in row.items() if "seconds" not in key}) for row in rows]
 
 

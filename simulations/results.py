@@ -66,7 +66,7 @@ def row_of(cell: Cell, result: Result) -> dict[str, Any]:
         "local_s": seconds.get("local"),
         "total_s": seconds["total"],
         "teacher_cache": result["teacher_cache"],
-        "dropped_clients": len(result["failures"]),
+        "dropped_clients": sum(not failure.get("retried") for failure in result["failures"]),
         "partition_hash": result["partition"]["hash"],
         "threads": result["threads"]["server"],
         "device": result["device"],

@@ -1,11 +1,13 @@
 """A run whose clients do next to nothing, importable by name in other processes.
 
 A message's setting `faults`, as JSON, says who misbehaves:
-`{"raise": [1], "die": [2], "die_once": {"2": "<marker file>"}, "hang": [0], "seconds": 60}`.
+`{"raise": [1], "die": [2], "die_once": {"2": "<marker file>"}, "hang": [0], "seconds": 60, "memory": [3]}`.
+Who dies is killed with SIGKILL.
 """
 
 import json
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -85,14 +87,16 @@ def app(config_json: str, partition: Partition) -> ClientApp:
         faults = json.loads(message.content.config_records["config"].get("faults", "{}"))
         if client in faults.get("raise", []):
             raise ZeroDivisionError("as told")
+        if client in faults.get("memory", []):
+            raise MemoryError("as told")
         if client in faults.get("hang", []):
             time.sleep(faults.get("seconds", 60))
         if client in faults.get("die", []):
-            os._exit(1)
+            os.kill(os.getpid(), signal.SIGKILL)
         marker = faults.get("die_once", {}).get(str(client))
         if marker is not None and not Path(marker).exists():
             Path(marker).touch()
-            os._exit(1)
+            os.kill(os.getpid(), signal.SIGKILL)
         return real(message=message, context=context)
 
     faulty = ClientApp()

@@ -18,6 +18,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from fl_cmi.flower.client import client_images, handle_train
+from fl_cmi.flower.failure import kind_of_error
 from fl_cmi.flower.local_backend import LocalBackend, LocalGrid
 from fl_cmi.flower.records import content_bytes, from_record, pack_update, to_record, unpack_updates
 from fl_cmi.partition import Partition
@@ -244,6 +245,31 @@ def test_flowers_log_is_quiet_during_a_run_and_as_before_after_it() -> None:
     LocalBackend().run("{}", PARTITION, 2, serve, fake_side.app)
     assert inside == [([], logging.WARNING)]
     assert (logger.handlers, logger.level, logger.propagate) == before
+
+
+def test_local_refuses_a_timeout_that_it_cannot_keep() -> None:
+    with pytest.raises(ConfigError, match=r"^client_timeout=3: null with backend=local, "):
+        LocalBackend(client_timeout=3)
+
+
+def test_a_client_that_leaves_or_lacks_memory_is_told_apart() -> None:
+    thrown: list[BaseException] = [
+        SystemExit(3),
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"
+        ),
+    ]
+
+    def throw(message: Message, context: Context) -> Message:
+        raise thrown[int(context.node_config["partition-id"])]
+
+    app = ClientApp()
+    app.train()(throw)
+    replies = LocalGrid(app, 4).send_and_receive(train_messages(range(4)))
+    assert [kind_of_error(reply.error) for reply in replies] == ["raised", "memory", "memory", "memory"]
+    assert reasons(replies)[:2] == ["SystemExit: 3", "MemoryError:"]
 
 
 @pytest.mark.parametrize("timeout", [0, -1.0])

@@ -4,6 +4,7 @@ import pickle
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import fake_side
@@ -13,8 +14,9 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
+from fl_cmi.flower.failure import ClientFailure, Failure
 from fl_cmi.flower.local_backend import LocalGrid
-from fl_cmi.flower.participation import ClientFailure, Failure, Participation
+from fl_cmi.flower.participation import Participation
 from fl_cmi.flower.records import content_bytes, to_record, unpack_updates
 from fl_cmi.report.progress import Phase, Progress
 from fl_cmi.types import ConfigError
@@ -133,16 +135,16 @@ def test_failed_client_ends_the_run_or_is_left_out(lost: bool) -> None:
 
     faults = {} if lost else {"raise": [2]}
     reason = "no reply within the timeout" if lost else "ZeroDivisionError: as told"
+    first = Failure(1, 2, "late" if lost else "raised", reason)
     grid = participation("fail")
     with pytest.raises(ClientFailure, match=f"^client 2 failed in round 1: {reason}$") as caught:
         play(grid, 1, faults)
-    assert (caught.value.round, caught.value.client, caught.value.reason) == (1, 2, reason)
-    assert grid.failures == [Failure(1, 2, reason)]
+    assert caught.value.failures == grid.failures == [first]
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
     grid = participation("drop")
     assert play(grid, 2, faults) == [[0, 1, 3], [0, 1, 3]]
-    assert grid.failures == [Failure(1, 2, reason), Failure(2, 2, reason)]
+    assert grid.failures == [first, replace(first, round=2)]
 
 
 def test_all_clients_failing_ends_the_run_in_any_case() -> None:

@@ -13,8 +13,10 @@ import pytest
 from by_hand import NUM_CLIENTS, PARTITION, ask, comparable, reasons, rounds_of
 from flwr.serverapp import Grid
 
+from fl_cmi.flower.failure import cause_of_death, kind_of_error
 from fl_cmi.flower.grid import PartitionGrid
 from fl_cmi.flower.local_backend import LocalBackend, LocalGrid
+from fl_cmi.flower.participation import Participation
 from fl_cmi.flower.ray_backend import RayBackend
 from fl_cmi.flower.ray_grid import RayGrid
 from fl_cmi.flower.ray_session import ray_session
@@ -85,6 +87,42 @@ def test_kills_who_is_late_and_goes_on(ray_grid: PartitionGrid) -> None:
     assert sorted(replied) == [0, 1, 2, 3]
     assert replied[-1] == 3
     assert reasons(rounds_of(ray_grid)[0]) == [""] * NUM_CLIENTS
+
+
+def test_ends_a_client_that_has_had_its_time_and_no_other(ray_running: None) -> None:
+    backend = RayBackend(num_actors=1, client_resources={"num_cpus": 0.25}, client_timeout=2.0)
+    said: list[list[Any]] = []
+
+    def serve(grid: Grid) -> None:
+        rounds_of(grid)
+        start = time.monotonic()
+        said.append(rounds_of(grid, faults={"hang": [1], "memory": [2]})[0])
+        assert time.monotonic() - start < 30
+        said.extend(rounds_of(grid))
+
+    backend.run("{}", PARTITION, NUM_CLIENTS, serve, fake_side.app)
+    assert reasons(said[0]) == ["", "no reply within 2 s", "MemoryError: as told", ""]
+    assert [kind_of_error(reply.error) for reply in said[0][1:3]] == ["late", "memory"]
+    assert reasons(said[1]) == [""] * NUM_CLIENTS
+
+
+def test_a_client_that_is_asked_again_is_on_the_list(ray_grid: PartitionGrid, tmp_path: Path) -> None:
+    view = Participation(ray_grid, num_clients=NUM_CLIENTS, seed=0)
+    rounds_of(view, faults={"die_once": {"3": str(tmp_path / "died")}})
+    (failure,) = view.failures
+    assert (failure.client, failure.kind, failure.retried) == (3, "died", True)
+    assert failure.message.endswith("killed from outside; it was asked again")
+
+
+def test_rays_words_for_a_death_become_one_line() -> None:
+    told = "1 worker(s) were killed due to the node running low on memory. Memory on the node ..."
+    assert cause_of_death(f"OutOfMemoryError: {told}")[0] == "memory"
+    lost = cause_of_death("ActorDiedError: The actor died because its node has died. Node Id: 1")
+    assert lost == ("died", "its machine was lost")
+    crash = (
+        "ActorDiedError: ... (1) the process was killed by the OOM killer due to high memory usage, (2) ..."
+    )
+    assert cause_of_death(crash)[0] == "died", "Ray names the OOM killer as a possible cause of every crash"
 
 
 def test_gives_up_when_the_app_cannot_be_made(ray_running: None) -> None:

@@ -45,7 +45,7 @@ SUMMARY: dict[str, Any] = {
     "commit": None,
     "versions": {"torch": "2.0"},
     "disclosed": ["model parameters", "examples per class"],
-    "failures": [{"round": 1, "client": 1, "reason": "[Errno 2] <b>gone</b> & lost"}],
+    "failures": [{"round": 1, "client": 1, "kind": "raised", "message": "[Errno 2] <b>gone</b> & lost"}],
     "config": {"local": {"lr": 0.05, "schedule": None, "augment": True}, "model": ["conv", {"width": 8}]},
 }
 
@@ -266,7 +266,7 @@ def test_table_tells_all_within_80_columns() -> None:
         r"local +30\.0 s +75 %",
         r"bytes up.+12\.3 MB +12,345,678 bytes",
         r"examples per class",
-        r"round 1, client 1: \[Errno 2\] <b>gone</b> & lost",
+        r"round 1, client 1, raised: \[Errno 2\] <b>gone</b> & lost",
     ):
         assert re.search(row, text), row
 

@@ -11,7 +11,7 @@ import fl_cmi.flower.client
 import fl_cmi.simulate
 from fl_cmi.compose import compose_config
 from fl_cmi.distillation.learnt_weights import LearntWeights
-from fl_cmi.flower.participation import ClientFailure
+from fl_cmi.flower.failure import ClientFailure
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.summary import digest
 from fl_cmi.simulate import run
@@ -228,7 +228,7 @@ def test_a_client_that_raises_ends_the_run_by_default(tmp_path: Path) -> None:
 def test_a_client_that_raises_is_dropped_and_named(tmp_path: Path) -> None:
     summary = simulate(tmp_path, "on_client_failure=drop")
     assert [(failure["round"], failure["client"]) for failure in summary["failures"]] == [(1, 2)]
-    assert "disk is damaged" in summary["failures"][0]["reason"]
+    assert "disk is damaged" in summary["failures"][0]["message"]
     assert [client["client"] for client in summary["clients"]] == [0, 1, 3, 4]
     assert "disk is damaged" in (tmp_path / "report.html").read_text(encoding="utf-8")
 

@@ -46,6 +46,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(fl_cmi.flower.client, "client_images", counted)
     monkeypatch.setattr(fl_cmi.simulate, "write_results", lambda *_: None)
+    monkeypatch.setattr(fl_cmi.simulate, "write_integrity", lambda *_: None)
     monkeypatch.setattr(fl_cmi.simulate, "partition_heatmap", lambda *_: None)
     return clients
 

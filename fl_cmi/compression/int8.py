@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fl_cmi.compression.onnx_export import save_onnx
+from fl_cmi.report.whole import whole
 from fl_cmi.types import ConfigError, Shape
 
 __all__ = ["Executable", "Int8", "load_int8"]
@@ -148,7 +149,11 @@ def save_int8(graph: nn.Module, shape: Shape, path: Path) -> None:
         program._example_inputs = None
         raw = io.BytesIO()
         torch.export.save(program, raw)
-    with zipfile.ZipFile(raw) as stored, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+    with (
+        whole(path) as draft,
+        zipfile.ZipFile(raw) as stored,
+        zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
         for entry in stored.infolist():
             packed.writestr(entry.filename, stored.read(entry))
 

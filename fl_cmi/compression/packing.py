@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fl_cmi.compression.calibration import layers
 from fl_cmi.compression.quantizer import codes, from_codes
 from fl_cmi.compression.simulated import Quantized, quantized_layers
+from fl_cmi.report.whole import whole
 from fl_cmi.types import ConfigError, State
 
 __all__ = ["load", "pack", "save", "size", "unpack", "Size"]
@@ -90,7 +91,8 @@ def save(model: nn.Module, path: Path) -> None:
         state[f"{name}.codes"] = pack(codes(weight, low, high, bits), bits)
         state[f"{name}.weight_low"], state[f"{name}.weight_high"] = low.flatten(), high.flatten()
         bits_of[name] = bits, layer.activation_bits
-    save_file(state, path, metadata={FORMAT: json.dumps(bits_of)})
+    with whole(path) as draft:
+        save_file(state, draft, metadata={FORMAT: json.dumps(bits_of)})
 
 
 def load(path: Path, model: nn.Module) -> nn.Module:

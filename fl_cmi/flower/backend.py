@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from fl_cmi.partition import Partition
 from fl_cmi.types import ConfigError
 
-__all__ = ["Backend", "MakeApp", "Serve", "check_timeout", "flower_log"]
+__all__ = ["Backend", "MakeApp", "Serve", "check_timeouts", "flower_log"]
 
 Serve = Callable[[Grid], None]
 """The server: called once, with the grid."""
@@ -34,10 +34,11 @@ class Backend(Protocol):
         """
 
 
-def check_timeout(timeout: float | None) -> None:
-    """Refuse a timeout that ends before it begins."""
-    if timeout is not None and not timeout > 0:
-        raise ConfigError("backend.timeout", timeout, "a number of seconds > 0, or null for none")
+def check_timeouts(timeout: float | None, client_timeout: float | None) -> None:
+    """Refuse a timeout of a round or of a client that ends before it begins."""
+    for key, seconds in (("backend.timeout", timeout), ("client_timeout", client_timeout)):
+        if seconds is not None and not seconds > 0:
+            raise ConfigError(key, seconds, "a number of seconds > 0, or null for none")
 
 
 @contextmanager

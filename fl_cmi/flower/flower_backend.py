@@ -10,22 +10,22 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from functools import lru_cache, partial
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import ray
 import torch
 from flwr.app import Context, Message, MessageType, RecordDict
-from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore import telemetry
 from flwr.supercore.run import Run
 
-from fl_cmi.flower.backend import MakeApp, Serve, check_timeout, flower_log
+from fl_cmi.flower.backend import MakeApp, Serve, check_timeouts, flower_log
 from fl_cmi.flower.client import client_app
-from fl_cmi.flower.grid import Deadline, LiveGrid, failed
+from fl_cmi.flower.failure import failed
+from fl_cmi.flower.flower_worker import Lifeline, Work, forwarding_app, plainly
+from fl_cmi.flower.grid import Deadline, LiveGrid
 from fl_cmi.flower.ray_session import ClientResources, num_actors_that_fit, ray_session
+from fl_cmi.interrupt import raise_in, signals_given_to
 from fl_cmi.partition import Partition
 from fl_cmi.types import ConfigError
 
@@ -42,6 +42,7 @@ class FlowerBackend:
         client_resources: What Ray sets aside for one client: `num_cpus` (1) and `num_gpus` (0).
         retries: How often a client is asked again after its process died.
         timeout: Seconds for all replies of a round.
+        client_timeout: Seconds for each client, from when a process begins with it.
     """
 
     def __init__(
@@ -49,12 +50,13 @@ class FlowerBackend:
         client_resources: Mapping[str, float] | None = None,
         retries: int = 1,
         timeout: float | None = None,
+        client_timeout: float | None = None,
     ) -> None:
         if retries < 0:
             raise ConfigError("backend.retries", retries, "an integer >= 0")
-        check_timeout(timeout)
+        check_timeouts(timeout, client_timeout)
         self.client_resources = ClientResources.of(client_resources)
-        self.retries, self.timeout = retries, timeout
+        self.retries, self.timeout, self.client_timeout = retries, timeout, client_timeout
 
     def run(
         self,
@@ -77,9 +79,10 @@ class FlowerBackend:
             ray_session(),
         ):
             num_actors_that_fit(self.client_resources, num_clients)
-            lifeline = Path(folder, "running")
-            lifeline.touch()
+            lifeline = Lifeline(folder, self.client_timeout)
+            lifeline.tie()
             server = _Server(serve, self.timeout, lifeline)
+            work = Work(make_app, config_json, ray.put(partition), lifeline)
             # Options for actors pass through the resources; without these a dead process stays in the pool.
             resources = {
                 **self.client_resources.by_name,
@@ -88,12 +91,13 @@ class FlowerBackend:
             }
             engine_error: Exception | None = None
             try:
-                run_simulation(
-                    server_app=server.app,
-                    client_app=_forwarding_app(make_app, config_json, ray.put(partition), str(lifeline)),
-                    num_supernodes=num_clients,
-                    backend_config={"client_resources": resources},
-                )
+                with signals_given_to(server.interrupt):
+                    run_simulation(
+                        server_app=server.app,
+                        client_app=forwarding_app(work),
+                        num_supernodes=num_clients,
+                        backend_config={"client_resources": resources},
+                    )
             except Exception as error:  # weighed below against the server's own
                 engine_error = error
             finally:
@@ -109,11 +113,12 @@ class _Server:
     Args:
         serve: The server.
         timeout: Seconds for all replies of a round.
-        lifeline: A file without which clients end.
+        lifeline: Without which clients end.
     """
 
-    def __init__(self, serve: Serve, timeout: float | None, lifeline: Path) -> None:
+    def __init__(self, serve: Serve, timeout: float | None, lifeline: Lifeline) -> None:
         self.error: BaseException | None = None
+        self._thread: int | None = None
         self.app = ServerApp()
         self.app.main()(self._main)
         self._serve, self._timeout, self._lifeline = serve, timeout, lifeline
@@ -126,11 +131,21 @@ class _Server:
         self._stop.set()
         self._idle.wait()
 
+    def interrupt(self, exception: type[BaseException]) -> None:
+        """Let the server end wherever it is, and the clients, for which the engine would wait."""
+        if self.error is None:
+            self.error = exception()
+            self._stop.set()
+            self._lifeline.cut()
+            if self._thread is not None:
+                raise_in(self._thread, exception)
+
     def _main(self, grid: Grid, context: Context) -> None:
         self._idle.clear()
+        self._thread = threading.get_ident()
         # A thread of its own would count its own number of threads, and sums depend on it.
         torch.set_num_threads(self._num_threads)
-        engine = EngineGrid(grid, self._stop, self._timeout)
+        engine = EngineGrid(grid, self._stop, self._timeout, self._lifeline)
         try:
             self._serve(engine)
         except EngineStoppedError:
@@ -138,8 +153,9 @@ class _Server:
         except BaseException as error:  # raised again in the caller's thread
             self.error = error
         finally:
+            self._thread = None
             if engine.clients_hang:
-                self._lifeline.unlink()  # the engine would wait for them
+                self._lifeline.cut()  # the engine would wait for them
             self._idle.set()
 
 
@@ -154,13 +170,14 @@ class EngineGrid(LiveGrid):
         grid: Flower's.
         stop: Set when the engine has ended.
         timeout: Seconds for all replies of a `send_and_receive`.
+        lifeline: Tells which clients have had their time.
 
     Attributes:
         clients_hang: Whether a client did not answer in time.
     """
 
-    def __init__(self, grid: Grid, stop: threading.Event, timeout: float | None) -> None:
-        self._grid, self._stop, self._timeout = grid, stop, timeout
+    def __init__(self, grid: Grid, stop: threading.Event, timeout: float | None, lifeline: Lifeline) -> None:
+        self._grid, self._stop, self._timeout, self._lifeline = grid, stop, timeout, lifeline
         self.clients_hang = False
 
     def set_run(self, run: Run) -> None:
@@ -207,61 +224,22 @@ class EngineGrid(LiveGrid):
         while waiting and deadline.left:
             self._check()
             for reply in self.pull_messages(list(waiting)):
-                del waiting[reply.metadata.reply_to_message_id]
-                replies.append(self.report(reply))
+                message = waiting.pop(reply.metadata.reply_to_message_id)
+                replies.append(self.report(plainly(reply, message)))
+            for message_id in [key for key in waiting if self._lifeline.given_up(key)]:
+                message = waiting.pop(message_id)
+                missed = Deadline.within(self._lifeline.client_timeout).missed
+                replies.append(self.report(failed(message, missed, "late")))
             if waiting:
                 time.sleep(min(POLL, deadline.left))
         self.clients_hang |= bool(waiting)
-        return replies + [self.report(failed(message, deadline.missed)) for message in waiting.values()]
+        return replies + [
+            self.report(failed(message, deadline.missed, "late")) for message in waiting.values()
+        ]
 
     def _check(self) -> None:
         if self._stop.is_set():
             raise EngineStoppedError("Flower's simulation engine has ended")
-
-
-def _forwarding_app(
-    make_app: MakeApp, config_json: str, partition: ray.ObjectRef, lifeline: str
-) -> ClientApp:
-    """A small stand-in for the client app: the engine pickles its app with every message."""
-    app = ClientApp()
-    forward = partial(
-        _forward, make_app=make_app, config_json=config_json, partition=partition, lifeline=lifeline
-    )
-    app.train()(forward)
-    app.query()(forward)
-    return app
-
-
-def _forward(
-    message: Message,
-    context: Context,
-    make_app: MakeApp,
-    config_json: str,
-    partition: ray.ObjectRef,
-    lifeline: str,
-) -> Message:
-    if not Path(lifeline).exists():
-        raise RuntimeError("the run is over")
-    _end_with(lifeline)
-    return _app(make_app, config_json, partition)(message=message, context=context)
-
-
-@lru_cache(maxsize=1)
-def _app(make_app: MakeApp, config_json: str, partition: ray.ObjectRef) -> ClientApp:
-    """The client app, made once per process."""
-    return make_app(config_json, ray.get(partition))
-
-
-@lru_cache(maxsize=1)
-def _end_with(lifeline: str) -> None:
-    """End this process when the file is gone, whatever it is doing."""
-
-    def watch() -> None:
-        while Path(lifeline).exists():
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 class _without_deprecation(logging.Filter):  # noqa: N801 - used like a function

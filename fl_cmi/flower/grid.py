@@ -9,19 +9,18 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from flwr.app import ArrayRecord, Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.app.metadata import Metadata
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["Deadline", "LiveGrid", "PartitionGrid", "answer", "failed", "own_copy"]
+from fl_cmi.flower.failure import Kind, failed, kind_of_exception
+
+__all__ = ["Deadline", "LiveGrid", "PartitionGrid", "answer", "own_copy"]
 
 log = logging.getLogger(__name__)
-
-CLIENT_RAISED, CLIENT_CRASHED = 2, 8
-"""Flower's error codes for an exception and for the death of a process (`flwr.common.constant.ErrorCode`)."""
 
 
 class LiveGrid(Grid):
@@ -29,11 +28,13 @@ class LiveGrid(Grid):
 
     Attributes:
         on_reply: Called with every reply of `send_and_receive`.
+        on_retry: Called with the node id, the kind and a line when a client is asked again.
         partition_ids: Partition id of each node id, where the grid knows; elsewhere the nodes have to be
             asked.
     """
 
     on_reply: Callable[[Message], None] | None = None
+    on_retry: Callable[[int, Kind, str], object] | None = None
     partition_ids: Mapping[int, int] | None = None
 
     def report(self, reply: Message) -> Message:
@@ -170,15 +171,14 @@ def answer(app: ClientApp, message: Message, context: Context) -> tuple[Message,
         reply = app(message=message, context=context)
         if not isinstance(reply, Message):
             raise TypeError(f"the client app returned {type(reply).__name__}, not a Message")
-    except Exception as error:  # whatever a client raises is the server's to judge
-        reason = f"{type(error).__name__}: {error}"
-        return failed(message, reason, CLIENT_RAISED), traceback.format_exc()
+    except (Exception, SystemExit) as error:  # whatever a client raises is the server's to judge
+        return failed(message, told(error), kind_of_exception(error)), traceback.format_exc()
     return reply, ""
 
 
-def failed(message: Message, reason: str, code: int = CLIENT_CRASHED) -> Message:
-    """The reply to a message that a client did not answer."""
-    return Message(Error(code, reason), reply_to=message)
+def told(error: BaseException) -> str:
+    """An exception in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def own_copy(records: RecordDict) -> RecordDict:

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fl_cmi.flower.backend import MakeApp, Serve, check_timeout, flower_log
+from fl_cmi.flower.backend import MakeApp, Serve, check_timeouts, flower_log
 from fl_cmi.flower.client import client_app
-from fl_cmi.flower.grid import Deadline, PartitionGrid, answer, delivered, failed, number, own_copy
+from fl_cmi.flower.failure import failed
+from fl_cmi.flower.grid import Deadline, PartitionGrid, answer, delivered, number, own_copy
 from fl_cmi.partition import Partition
+from fl_cmi.types import ConfigError
 
 __all__ = ["LocalBackend", "LocalGrid"]
 
@@ -23,10 +25,16 @@ class LocalBackend:
         timeout: Seconds for all replies of a round. A client cannot be interrupted here: one that is late
             counts as failed when it has ended, and those after it are not started.
         reraise: Let a client's exception through instead of turning it into a failed reply, for a debugger.
+        client_timeout: None: a client that hangs hangs the run.
     """
 
-    def __init__(self, timeout: float | None = None, reraise: bool = False) -> None:
-        check_timeout(timeout)
+    def __init__(
+        self, timeout: float | None = None, reraise: bool = False, client_timeout: float | None = None
+    ) -> None:
+        check_timeouts(timeout, client_timeout)
+        if client_timeout is not None:
+            allowed = "null with backend=local, where nobody could stop a client that hangs; or backend=ray or flower"
+            raise ConfigError("client_timeout", client_timeout, allowed)
         self.timeout, self.reraise = timeout, reraise
 
     def run(
@@ -75,7 +83,7 @@ class LocalGrid(PartitionGrid):
 
     def _ask(self, message: Message, deadline: Deadline) -> Message:
         if not deadline.left:
-            return failed(message, f"{deadline.missed} (never started)")
+            return failed(message, f"{deadline.missed} (never started)", "late")
         client = message.metadata.dst_node_id
         kept = self._contexts[client]
         context = Context(
@@ -89,7 +97,7 @@ class LocalGrid(PartitionGrid):
         if trace:
             log.error("client %d raised\n%s", client, trace)
         if not deadline.left:
-            return failed(message, deadline.missed)
+            return failed(message, deadline.missed, "late")
         if not reply.has_error():
             self._contexts[client] = context
         return reply

@@ -8,7 +8,7 @@ by partition id.
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from typing import Any, Literal
 
@@ -16,13 +16,14 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from fl_cmi.flower.failure import ClientFailure, Failure, Kind, failed, kind_of_error
 from fl_cmi.flower.grid import LiveGrid
 from fl_cmi.flower.records import content_bytes, partition_id, unpack_updates
 from fl_cmi.report.progress import Phase
 from fl_cmi.rng import numpy_stream
 from fl_cmi.types import ConfigError, Update
 
-__all__ = ["ClientFailure", "Failure", "Observer", "OnFailure", "Participation", "Remember"]
+__all__ = ["Check", "Observer", "OnFailure", "Participation", "Remember"]
 
 OnFailure = Literal["fail", "drop"]
 """Stop the run at the first round with a failed client, or go on without that client."""
@@ -33,39 +34,8 @@ Observer = Callable[[int, list[Update]], None]
 Remember = Callable[[Mapping[int, Message], Callable[[list[Message]], list[Message]]], list[Message]]
 """Replies to messages by client, got by the function that asks clients or from before."""
 
-
-@dataclass(frozen=True)
-class Failure:
-    """A client that did not answer well.
-
-    Args:
-        round: From 1.
-        client: Partition id.
-        reason: One line.
-    """
-
-    round: int
-    client: int
-    reason: str
-
-
-class ClientFailure(RuntimeError):  # noqa: N818 - a failure is what the policy is about
-    """The end of a run because of clients that failed.
-
-    Args:
-        failures: At least one, all of the same round.
-    """
-
-    def __init__(self, failures: list[Failure]) -> None:
-        first = failures[0]
-        others = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-        super().__init__(f"client {first.client} failed in round {first.round}{others}: {first.reason}")
-        self.failures = failures
-        self.round, self.client, self.reason = first.round, first.client, first.reason
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Survive the trip between processes."""
-        return type(self), (self.failures,)
+Check = Callable[[int, RecordDict], str | None]
+"""What is wrong with a client's update, in one line; None for nothing."""
 
 
 class Participation(Grid):
@@ -85,12 +55,14 @@ class Participation(Grid):
         exchanging: Shows an exchange with so many clients: it advances with each reply, good or not, as it
             comes (on a foreign grid, when all are there).
         remember: Answers for clients whose answer is known; None: all are asked.
+        check: Looks at each update when it arrives; one that it finds fault with is a failure. None: none.
+        on_failure: Called with every failure, and with every client that is asked again.
         start_timeout: Seconds to wait for the clients at the start.
 
     Attributes:
         bytes_down: Content of the messages to clients so far.
         bytes_up: Content of their good replies.
-        failures: All failures so far.
+        failures: All failures so far, and the clients that were asked again.
     """
 
     def __init__(
@@ -104,6 +76,8 @@ class Participation(Grid):
         observer: Observer | None = None,
         exchanging: Callable[[int], AbstractContextManager[Phase]] | None = None,
         remember: Remember | None = None,
+        check: Check | None = None,
+        on_failure: Callable[[Failure], object] | None = None,
         start_timeout: float = 300.0,
     ) -> None:
         size = num_clients if clients_per_round is None else clients_per_round
@@ -114,7 +88,7 @@ class Participation(Grid):
             raise ConfigError("on_client_failure", on_client_failure, "fail or drop")
         self._grid, self._num_clients, self._size, self._seed = grid, num_clients, size, seed
         self._on_client_failure, self._observer, self._exchanging = on_client_failure, observer, exchanging
-        self._remember = remember
+        self._remember, self._check, self._on_failure = remember, check, on_failure
         self._clients = _partition_ids(grid, num_clients, start_timeout)
         self._nodes = {client: node for node, client in self._clients.items()}
         self._rounds_done = 0
@@ -169,21 +143,20 @@ class Participation(Grid):
         receivers = [self._receiver(message) for message in messages]
         assert len(set(receivers)) == len(receivers), "a client gets two messages at once"
         self.bytes_down += sum(map(content_bytes, messages))
-        ask = partial(self._exchange, timeout=timeout)
+        ask = partial(self._ask, timeout=timeout)
         by_client = dict(zip(receivers, messages, strict=True))
         replies = ask(messages) if self._remember is None else self._remember(by_client, ask)
         answered = {self._sender(reply): reply for reply in replies}
         good = [answered[k] for k in receivers if k in answered and not answered[k].has_error()]
         failures = [
-            Failure(self.current_round, client, _reason(answered.get(client)))
+            self._failure(client, *_kind_and_reason(answered.get(client)))
             for client in receivers
             if client not in answered or answered[client].has_error()
         ]
         self.bytes_up += sum(map(content_bytes, good))
-        self.failures += failures
         if failures and (self._on_client_failure == "fail" or not good):
             raise ClientFailure(failures)
-        if messages[0].metadata.message_type.partition(".")[0] == MessageType.TRAIN:
+        if _asks_for_training(messages[0]):
             if self._observer is not None:
                 self._observer(self.current_round, unpack_updates(good))
             self._rounds_done += 1
@@ -227,8 +200,35 @@ class Participation(Grid):
     def _sender(self, reply: Message) -> int:
         return self._clients[reply.metadata.src_node_id]
 
+    def _failure(self, client: int, kind: Kind, reason: str, retried: bool = False) -> Failure:
+        """Put a failure on the list, and tell who listens."""
+        failure = Failure(self.current_round, client, kind, reason, retried)
+        self.failures.append(failure)
+        if self._on_failure is not None:
+            self._on_failure(failure)
+        return failure
+
+    def _ask(self, messages: list[Message], timeout: float | None) -> list[Message]:
+        """All replies; an update that does not fit becomes an error, before anybody can keep or use it."""
+        sent = {self._receiver(message): message for message in messages}
+        replies = self._exchange(messages, timeout)
+        if self._check is None:
+            return replies
+        for place, reply in enumerate(replies):
+            client = self._sender(reply)
+            if not reply.has_error() and _asks_for_training(sent[client]):
+                wrong = self._check(client, reply.content)
+                if wrong is not None:
+                    reason = f"client {client}'s update was refused: {wrong}"
+                    replies[place] = failed(sent[client], reason, "refused")
+        return replies
+
     def _exchange(self, messages: list[Message], timeout: float | None) -> list[Message]:
         """All replies, each shown once."""
+        if isinstance(self._grid, LiveGrid):
+            self._grid.on_retry = lambda node, kind, reason: self._failure(
+                self._clients[node], kind, f"{reason}; it was asked again", retried=True
+            )
         if self._exchanging is None:
             return list(self._grid.send_and_receive(messages, timeout=timeout))
         with self._exchanging(len(messages)) as phase:
@@ -272,6 +272,15 @@ def _partition_ids(grid: Grid, num_clients: int, timeout: float) -> Mapping[int,
     if sorted(found.values()) != list(range(num_clients)):
         raise ConfigError("num_clients", num_clients, f"the number of nodes, which is {len(found)}")
     return found
+
+
+def _asks_for_training(message: Message) -> bool:
+    return message.metadata.message_type.partition(".")[0] == MessageType.TRAIN
+
+
+def _kind_and_reason(reply: Message | None) -> tuple[Kind, str]:
+    """What became of a client, and that in one line."""
+    return ("late", _reason(None)) if reply is None else (kind_of_error(reply.error), _reason(reply))
 
 
 def _reason(reply: Message | None) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import ray
 
-from fl_cmi.flower.backend import MakeApp, Serve, check_timeout, flower_log
+from fl_cmi.flower.backend import MakeApp, Serve, check_timeouts, flower_log
 from fl_cmi.flower.client import client_app
 from fl_cmi.flower.ray_grid import RayGrid
 from fl_cmi.flower.ray_session import ClientResources, num_actors_that_fit, ray_session
@@ -24,6 +24,7 @@ class RayBackend:
         client_resources: What Ray sets aside for one client: `num_cpus` (1) and `num_gpus` (0).
         retries: How often a client is asked again after its process died.
         timeout: Seconds for all replies of a round; a client that is late is killed and counts as failed.
+        client_timeout: The same for each client, from when a process begins with it.
     """
 
     def __init__(
@@ -33,14 +34,16 @@ class RayBackend:
         client_resources: Mapping[str, float] | None = None,
         retries: int = 1,
         timeout: float | None = None,
+        client_timeout: float | None = None,
     ) -> None:
         if num_actors is not None and num_actors < 1:
             raise ConfigError("backend.num_actors", num_actors, "an integer >= 1, or null for as many as fit")
         if retries < 0:
             raise ConfigError("backend.retries", retries, "an integer >= 0")
-        check_timeout(timeout)
+        check_timeouts(timeout, client_timeout)
         self.client_resources = ClientResources.of(client_resources)
-        self.address, self.num_actors, self.retries, self.timeout = address, num_actors, retries, timeout
+        self.address, self.num_actors, self.retries = address, num_actors, retries
+        self.timeout, self.client_timeout = timeout, client_timeout
 
     def run(
         self,
@@ -61,6 +64,7 @@ class RayBackend:
                 self.client_resources.by_name,
                 self.retries,
                 self.timeout,
+                self.client_timeout,
             )
             try:
                 serve(grid)

@@ -10,18 +10,18 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import ray
-from flwr.app import Array, Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 from flwr.app.metadata import Metadata
 from flwr.clientapp import ClientApp
-from numpy.typing import NDArray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, WorkerCrashedError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, WorkerCrashedError
 
-from fl_cmi.flower.grid import Deadline, PartitionGrid, answer, delivered, failed, number
+from fl_cmi.flower.failure import BackendFailure, cause_of_death, failed
+from fl_cmi.flower.grid import Deadline, PartitionGrid, answer, delivered, number
+from fl_cmi.flower.ray_arrays import send_arrays_as_arrays
 
 __all__ = ["RayGrid"]
 
@@ -68,6 +68,7 @@ class Job:
         retries: How often it may be given to another actor yet.
         actor: Who works on it.
         context: The client's context afterwards, in the object store.
+        deadline: Until when it has to be done.
     """
 
     position: int
@@ -76,6 +77,7 @@ class Job:
     retries: int
     actor: ActorHandle = None
     context: Any = None
+    deadline: Deadline = field(default_factory=Deadline.within)
 
     @property
     def client(self) -> int:
@@ -94,6 +96,7 @@ class RayGrid(PartitionGrid):
         actor_options: Ray's options for an actor, such as `num_cpus`.
         retries: How often a client is asked again after its process died; it then does its work twice.
         timeout: Seconds for all replies of a `send_and_receive`; who is late is killed.
+        client_timeout: Seconds for one reply, from when an actor begins with it.
     """
 
     def __init__(
@@ -105,11 +108,13 @@ class RayGrid(PartitionGrid):
         actor_options: dict[str, float] | None = None,
         retries: int = 1,
         timeout: float | None = None,
+        client_timeout: float | None = None,
     ) -> None:
         super().__init__(num_clients)
         send_arrays_as_arrays()
         self._make_app, self._args = make_app, args
-        self._options, self._retries, self._timeout = actor_options or {}, retries, timeout
+        self._options, self._retries = actor_options or {}, retries
+        self._timeout, self._client_timeout = timeout, client_timeout
         self._contexts = {client: ray.put(self.fresh_context(client)) for client in range(num_clients)}
         self._idle: list[ActorHandle] = []
         self._starting: dict[ray.ObjectRef, ActorHandle] = {}
@@ -142,12 +147,14 @@ class RayGrid(PartitionGrid):
                         todo.appendleft(job)
                     else:
                         replies[job.position] = self.report(reply)
+                for job in self._overdue():
+                    replies[job.position] = self.report(failed(job.message, job.deadline.missed, "late"))
                 if not done and not deadline.left:
                     for job in self._busy.values():
-                        replies[job.position] = self.report(failed(job.message, deadline.missed))
+                        replies[job.position] = self.report(failed(job.message, deadline.missed, "late"))
                     for job in todo:
                         reason = f"{deadline.missed} (never started)"
-                        replies[job.position] = self.report(failed(job.message, reason))
+                        replies[job.position] = self.report(failed(job.message, reason, "late"))
                     break
         finally:
             self._abandon()
@@ -183,19 +190,33 @@ class RayGrid(PartitionGrid):
         reply, job.context = job.actor.run.options(num_returns=2).remote(
             job.message.metadata, job.content, self._contexts[job.client]
         )
+        job.deadline = Deadline.within(self._client_timeout)
         self._busy[reply] = job
+
+    def _overdue(self) -> list[Job]:
+        """Jobs that have had their time: their actors are replaced, and nobody waits for them any more."""
+        late = {reference: job for reference, job in self._busy.items() if not job.deadline.left}
+        # A reply may have come since the last look; it counts.
+        there = ray.wait(list(late), num_returns=len(late), timeout=0)[0] if late else []
+        for reference in there:
+            del late[reference]
+        for reference, job in late.items():
+            del self._busy[reference]
+            self._replace(job.actor)
+        return list(late.values())
 
     def _wait(self, deadline: Deadline) -> list[ray.ObjectRef]:
         """What has finished: at least one reply or one actor, unless the deadline has come."""
         # Without work under way, only actors are awaited, and those may never come.
-        patience = deadline.left if self._busy else min(deadline.left, START_LIMIT)
+        ends = [job.deadline.left for job in self._busy.values()] or [START_LIMIT]
+        patience = min(deadline.left, *ends)
         running = [*self._busy, *self._starting]
         timeout = None if patience == float("inf") else patience
         done, _ = ray.wait(running, num_returns=1, timeout=timeout)
         if done:
             self._last_sign = time.monotonic()
-        elif deadline.left and time.monotonic() - self._last_sign >= START_LIMIT:
-            raise RuntimeError(
+        elif deadline.left and not self._busy and time.monotonic() - self._last_sign >= START_LIMIT:
+            raise BackendFailure(
                 f"no Ray actor came up in {START_LIMIT:g} s; the cluster may be taken by others"
             )
         return list(done)
@@ -204,18 +225,21 @@ class RayGrid(PartitionGrid):
         """A job's final reply; None where its actor died and another one is to try."""
         try:
             reply, trace = ray.get(reference)
-        except (RayActorError, WorkerCrashedError, OutOfMemoryError) as error:
+        except (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError) as error:
             self._replace(job.actor)
             log.warning("client %d: its process died; %d retries left; %s", job.client, job.retries, error)
+            kind, reason = cause_of_death(f"{type(error).__name__}: {error}")
             if job.retries:
                 job.retries -= 1
+                if self.on_retry is not None:
+                    self.on_retry(job.client, kind, reason)
                 return None
-            reason = "its process died: out of memory, a crash in native code, or killed from outside"
-            return failed(job.message, reason)
+            return failed(job.message, reason, kind)
         except RayError as error:  # such as a context lost with its machine
             self._idle.append(job.actor)
             log.error("client %d: %s", job.client, error)
-            return failed(job.message, f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}")
+            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+            return failed(job.message, reason, "died")
         self._idle.append(job.actor)
         if trace:
             log.error("client %d raised\n%s", job.client, trace)
@@ -238,7 +262,9 @@ class RayGrid(PartitionGrid):
         except RayError as error:
             self._stillborn += 1
             if self._stillborn > self._retries * self._num_actors:
-                raise RuntimeError(f"the clients' processes die while they start: {error}") from error
+                kind, reason = cause_of_death(f"{type(error).__name__}: {error}")
+                told = reason if kind == "memory" else str(error).strip().splitlines()[-1]
+                raise BackendFailure(f"the clients' processes die while they start: {told}") from error
             self._replace(actor)
             return
         self._stillborn = 0
@@ -254,21 +280,3 @@ class RayGrid(PartitionGrid):
         for job in self._busy.values():
             self._replace(job.actor)
         self._busy = {}
-
-
-def send_arrays_as_arrays() -> None:
-    """Let Ray move the bytes of Flower's arrays beside the pickle, not within it.
-
-    For a ResNet-18 this makes putting it into the object store some 20 times faster. It holds for what this
-    process sends; who receives needs nothing.
-    """
-    ray.util.register_serializer(Array, serializer=_array_parts, deserializer=_array_of_parts)
-
-
-def _array_parts(array: Array) -> tuple[str, tuple[int, ...], str, NDArray[np.uint8]]:
-    return array.dtype, array.shape, array.stype, np.frombuffer(array.data, dtype=np.uint8)
-
-
-def _array_of_parts(parts: tuple[str, tuple[int, ...], str, NDArray[np.uint8]]) -> Array:
-    dtype, shape, stype, data = parts
-    return Array(dtype, shape, stype, data.tobytes())

@@ -2,13 +2,16 @@
 
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 
+from fl_cmi.interrupt import signals_wait
 from fl_cmi.types import ConfigError
 
 __all__ = ["ClientResources", "num_actors_that_fit", "ray_session"]
@@ -71,16 +74,19 @@ def ray_session(address: str | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    folder: str | None = None
     path = os.pathsep.join(dict.fromkeys([*filter(None, sys.path), *_python_path()]))
     try:
-        ray.init(
-            address=address or "local",
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            # Workers import what this process can import, also from a checkout that is not installed.
-            runtime_env={"env_vars": {"PYTHONPATH": path}},
-        )
+        with signals_wait():
+            context = ray.init(
+                address=address or "local",
+                include_dashboard=None if address else False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                # Workers import what this process can import, also from a checkout that is not installed.
+                runtime_env={"env_vars": {"PYTHONPATH": path}},
+            )
+        folder = context.address_info["session_dir"] if address is None else None
     except (ConnectionError, ValueError, RuntimeError) as error:
         if address is None:
             raise
@@ -90,6 +96,16 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+        if folder is not None:
+            remove_session(Path(folder))
+
+
+def remove_session(folder: Path) -> None:
+    """Remove the folder of a Ray that has ended: sockets and logs, some 10 files for each process."""
+    shutil.rmtree(folder, ignore_errors=True)
+    latest = folder.with_name("session_latest")
+    if latest.is_symlink() and not latest.exists():
+        latest.unlink(missing_ok=True)
 
 
 def num_actors_that_fit(wanted: ClientResources, num_clients: int, num_actors: int | None = None) -> int:

@@ -12,6 +12,7 @@ from fl_cmi.compose import Config
 from fl_cmi.distillation.budget import CLOCKS
 from fl_cmi.flower.outcome import Outcome
 from fl_cmi.flower.participation import Participation, Remember
+from fl_cmi.flower.receipt import Receipt
 from fl_cmi.flower.records import from_record, to_record
 from fl_cmi.flower.rounds import Rounds
 from fl_cmi.flower.scores import Scores
@@ -75,6 +76,8 @@ def serve(
         on_client_failure=config["on_client_failure"],
         observer=observe,
         remember=remember if keeper is None else keeper.remembering(remember),
+        check=Receipt(side),
+        on_failure=lambda failure: side.log.write("failure", **asdict(failure)),
         exchanging=lambda clients: side.progress.phase("local", total=clients),
     )
     (strategy if keeper is None else keeper.attach(view, grid)).start(

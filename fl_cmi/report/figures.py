@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from torch import Tensor
 
 from fl_cmi.report.units import percent
+from fl_cmi.report.whole import whole
 
 __all__ = ["curves", "partition_heatmap", "synthetic_grid"]
 
@@ -169,7 +170,8 @@ def _place_pixels(canvas: np.ndarray, names: Sequence[str], pitch: int, path: Pa
         middle = margin + row * pitch + pitch / 2 - 1
         text.set_position(((left - 10) / width, 1 - middle / height))
     figure.figimage(canvas, xo=left, yo=margin, origin="upper", resize=False)
-    figure.savefig(path, format="png", dpi=dpi)
+    with whole(path) as draft:
+        figure.savefig(draft, format="png", dpi=dpi)
 
 
 def _accuracies(
@@ -292,4 +294,5 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, format="png")
+    with whole(path) as draft:
+        figure.savefig(draft, format="png")

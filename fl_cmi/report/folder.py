@@ -11,6 +11,7 @@ from fl_cmi.bank import Pool
 from fl_cmi.report.figures import curves, synthetic_grid
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.summary import write_json
+from fl_cmi.report.whole import whole
 from fl_cmi.types import State
 
 __all__ = ["save_state", "saving_on_failure", "write_results"]
@@ -18,8 +19,8 @@ __all__ = ["save_state", "saving_on_failure", "write_results"]
 
 def save_state(state: State, path: Path) -> None:
     """Write a model as safetensors, from whatever device."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, path)
+    with whole(path) as draft:
+        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, draft)
 
 
 @contextmanager
@@ -49,7 +50,7 @@ def write_results(
     class_names: Sequence[str],
     write_page: Callable[[], object],
 ) -> None:
-    """Fill the run folder with what every kind of run has; the page comes last, for it shows the rest.
+    """Fill the run folder with what every kind of run has; `summary.json` comes last and says that all is there.
 
     Args:
         run_dir: Holds `metrics.jsonl` already.
@@ -57,7 +58,7 @@ def write_results(
         student: The model that was taught.
         pool: Synthetic images, if any.
         class_names: What the labels stand for.
-        write_page: Writes the page, once all else is there.
+        write_page: Writes the page, once all that it shows is there.
     """
     save_state(student, run_dir / "student.safetensors")
     levels = {name: summary.get(name, {}).get("accuracy") for name in ("ensemble", "average", "teacher")}
@@ -66,5 +67,5 @@ def write_results(
         chosen = pool.get(pool.surest())
         assert chosen.y is not None
         synthetic_grid(chosen.x, chosen.y, class_names, run_dir / "synthetic.png")
-    write_json(run_dir / "summary.json", summary)
     write_page()
+    write_json(run_dir / "summary.json", summary)

@@ -10,6 +10,7 @@ from fl_cmi.report.compression import report_line
 from fl_cmi.report.elements import bar, bullets, cards, flat, page, pairs, picture, section, table
 from fl_cmi.report.measured import measured_rows
 from fl_cmi.report.units import byte_size, duration, percent
+from fl_cmi.report.whole import whole
 
 __all__ = ["write_distillation", "write_report"]
 
@@ -63,7 +64,8 @@ def write_distillation(run_dir: Path, summary: dict[str, Any], command: str | No
 
 def _write(run_dir: Path, title: str, parts: Sequence[str]) -> Path:
     path = run_dir / "report.html"
-    path.write_text(page(title, parts), encoding="utf-8")
+    with whole(path) as draft:
+        draft.write_text(page(title, parts), encoding="utf-8")
     return path
 
 
@@ -210,8 +212,8 @@ def _traffic(summary: dict[str, Any]) -> str:
 def _privacy(summary: dict[str, Any]) -> str:
     disclosed = bullets(summary.get("disclosed", []))
     failures = summary.get("failures", [])
-    rows = [(str(row["round"]), str(row["client"]), row["reason"]) for row in failures]
-    failed = table(("round", "client", "reason"), rows, numbers=(0, 1)) if rows else "<p>None.</p>"
+    rows = [(str(row["round"]), str(row["client"]), row["kind"], row["message"]) for row in failures]
+    failed = table(("round", "client", "what", "message"), rows, numbers=(0, 1)) if rows else "<p>None.</p>"
     mark = f' <span class="bad">{len(failures)}</span>' if failures else ""
     return section("What left each client", disclosed) + f"<section><h2>Failures{mark}</h2>{failed}</section>"
 

@@ -62,14 +62,22 @@ class MetricsLog:
 
         Raises:
             ValueError: A field is NaN or infinite; the message names it and nothing is written.
+            OSError: Such as a full disk; nothing is written.
         """
         row = {"event": event} | {name: plain(value, f"{event}.{name}") for name, value in fields.items()}
         line = json.dumps(row, allow_nan=False, ensure_ascii=False)
         if self.muted:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        with self.path.open("ab", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            try:
+                left = memoryview(f"{line}\n".encode())
+                while left:
+                    left = left[file.write(left) :]
+            except OSError as error:  # a full disk may have taken a part
+                file.truncate(size)
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def settled(self) -> tuple[int, str]:
         """Bytes written so far, which are on the disk when this returns, and their checksum."""

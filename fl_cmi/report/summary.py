@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from fl_cmi.report.metrics import plain
+from fl_cmi.report.whole import whole
 from fl_cmi.types import State
 
 __all__ = ["commit", "digest", "json_safe", "provenance", "versions", "write_json"]
@@ -87,12 +88,8 @@ def write_json(path: Path, obj: Any) -> None:
         ValueError: A number is NaN or infinite; nothing is written.
     """
     text = json.dumps(plain(obj, path.stem), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole(path) as draft:
         draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _git(*arguments: str) -> str | None:

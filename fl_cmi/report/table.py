@@ -41,7 +41,7 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         _lines(console, "Attacks", attack_lines(summary["attacks"]))
     _lines(console, "What left each client", summary.get("disclosed", []))
     failures = [
-        f"round {row['round']}, client {row['client']}: {row['reason']}"
+        f"round {row['round']}, client {row['client']}, {row['kind']}: {row['message']}"
         for row in summary.get("failures", [])
     ]
     _lines(console, "Failures", failures, style="bold red" if failures else "bold")

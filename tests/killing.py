@@ -1,0 +1,98 @@
+"""Command lines in a process of their own: what they leave behind when they are ended."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass
+class Command:
+    """A run of `fl_cmi.simulate` with a folder for temporary files of its own.
+
+    Args:
+        folder: Where it works.
+        overrides: Of the configuration.
+    """
+
+    folder: Path
+    overrides: tuple[str, ...]
+    mark: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def __post_init__(self) -> None:
+        self.temporary = self.folder / "tmp"
+        self.temporary.mkdir(exist_ok=True)
+        self.run_dir = self.folder / f"run-{self.mark}"
+        path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+        # Ray's sockets need a short path, so its own folder is elsewhere, and looked for by the process's id.
+        more = {
+            "PYTHONPATH": path,
+            "TMPDIR": str(self.temporary),
+            "RAY_TMPDIR": "/tmp",
+            "FL_CMI_MARK": self.mark,
+        }
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "fl_cmi.simulate",
+                *self.overrides,
+                f"hydra.run.dir={self.run_dir}",
+            ],
+            cwd=self.folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **more},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait_for(self, path: Path, seconds: float = 120) -> None:
+        """Wait until a file is there."""
+        end = time.monotonic() + seconds
+        while not path.exists():
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < end, f"{path} does not come"
+            time.sleep(0.05)
+
+    def end_by(self, number: signal.Signals) -> tuple[int, str]:
+        """Send a signal to the program, not to what it started; exit code and standard error."""
+        self.process.send_signal(number)
+        return self.end()
+
+    def end(self, seconds: float = 120) -> tuple[int, str]:
+        """Exit code and standard error."""
+        try:
+            said = self.process.communicate(timeout=seconds)[1]
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+        return self.process.returncode, said
+
+    def left(self, seconds: float = 10) -> list[str]:
+        """Processes, temporary files and Ray folders that are still there after a moment."""
+        end = time.monotonic() + seconds
+        while (found := self._processes()) and time.monotonic() < end:
+            time.sleep(0.2)
+        # Torch's cache of compiled code belongs to the user, not to a run.
+        found += [str(path) for path in self.temporary.iterdir() if not path.name.startswith("torchinductor")]
+        found += [str(path) for path in Path("/tmp/ray").glob(f"session_*_{self.process.pid}")]
+        return found + [str(path) for path in self.run_dir.rglob(".*.*") if path.is_file()]
+
+    def _processes(self) -> list[str]:
+        """Those that have inherited this command's mark, also through others that are gone."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                marked = self.mark.encode() in (process / "environ").read_bytes()
+                name, state = (process / "stat").read_text().split("(", 1)[1].rsplit(")", 1)
+            except OSError:  # it has ended by now
+                continue
+            if marked and state.split()[0] != "Z":
+                found.append(f"{process.name} {name}")
+        return found
