@@ -6,13 +6,14 @@ Shape letters: K teachers, B batch, C classes.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fl_cmi.bank import Pool
 from fl_cmi.batchnorm import Seen, batch_norm_layers, classifier_input, observe
 from fl_cmi.losses import label_log_prior
 from fl_cmi.types import ConfigError, Teacher
@@ -20,6 +21,7 @@ from fl_cmi.types import ConfigError, Teacher
 __all__ = [
     "Combine",
     "Ensemble",
+    "Learns",
     "Observed",
     "by_class_counts",
     "by_energy",
@@ -43,6 +45,21 @@ class Combine(Protocol):
 
     def __call__(self, logits_KBC: Logits, ensemble: "Ensemble") -> Combined:
         """The combined logits."""
+        ...
+
+
+@runtime_checkable
+class Learns(Protocol):
+    """A rule with weights of its own that learn from the synthetic images (Co-Boosting, agreement-weighted)."""
+
+    def learn(
+        self, ensemble: "Ensemble", pool: Pool, batch_size: int, epoch: int, rng: torch.Generator
+    ) -> None:
+        """One pass over the pool, in the round's epoch of this number, from 0."""
+        ...
+
+    def weights(self, num_teachers: int) -> Tensor:
+        """As they stand, one per teacher."""
         ...
 
 
@@ -228,6 +245,11 @@ class Ensemble(nn.Module):
     def owned_classes(self) -> Int[Tensor, " owned"] | None:
         """Classes that at least one client holds, ascending; None where clients keep their label counts."""
         return None if self.class_counts_KC is None else self.class_counts_KC.sum(dim=0).nonzero()[:, 0]
+
+    @property
+    def say(self) -> Float[Tensor, " teachers"]:
+        """What each teacher's word weighs in a rule that learns it; 1 in any other."""
+        return self.combine.weights(len(self)) if isinstance(self.combine, Learns) else torch.ones(len(self))
 
     def require_class_counts(self, who: str) -> Int[Tensor, "teachers classes"]:
         """The label counts, or an error that names who needs them."""

@@ -5,14 +5,14 @@ from functools import partial
 import pytest
 import reference_robust as reference
 import torch
-from tiny import CLASSES, SHAPE, ensemble, network, pixels, rng
+from tiny import CLASSES, SHAPE, ensemble, inversion, network, pixels, rng
 from torch import Tensor, nn
 
 from fl_cmi.bank import Pool
 from fl_cmi.distillation.agreement_weighted import AgreementWeighted
-from fl_cmi.distillation.transfer import Learns
-from fl_cmi.ensemble import Combine, Ensemble, by_class_counts, mean_probs
+from fl_cmi.ensemble import Combine, Ensemble, Learns, by_class_counts, mean_probs
 from fl_cmi.robust import class_weights, median_probs, trimmed_probs
+from fl_cmi.synthesis.synthesizers import PerClient
 from fl_cmi.trust import agreement, trust_scores, trust_weights
 from fl_cmi.types import ConfigError
 
@@ -94,7 +94,7 @@ def test_one_bad_teacher_cannot_leave_the_range_of_the_others(name: str, seed: i
 def test_trust_limits_what_a_teacher_says() -> None:
     """With weight w against K - 1 others of one mind, he gets the share w / (K - 1 + w) at most."""
     honest, rule, team = teacher_logits(1).expand(4, -1, -1), AgreementWeighted(None), ensemble(EQUAL)
-    rule.load_state_dict({40: 0.2})
+    rule.load_state_dict({"by_client": {40: 0.2}, "latest": []})
     bad = torch.zeros(1, 6, 4, dtype=torch.float64)
     bad[:, :, 0] = 100.0
     moved = rule(torch.cat([honest, bad]), team).exp() - honest[0].softmax(dim=1)
@@ -103,8 +103,8 @@ def test_trust_limits_what_a_teacher_says() -> None:
 
 def test_trusted_counts_equal_the_loops() -> None:
     logits, rule, trust = teacher_logits(), AgreementWeighted(), [1.0, 0.2, 0.7, 1.0, 0.3]
-    rule.load_state_dict({10 * k: w for k, w in enumerate(trust)})
-    assert rule.state_dict() == {10 * k: w for k, w in enumerate(trust)}
+    rule.load_state_dict({"by_client": {10 * k: w for k, w in enumerate(trust)}, "latest": []})
+    assert rule.state_dict()["by_client"] == {10 * k: w for k, w in enumerate(trust)}
     expected = torch.tensor(reference.weighted(logits, OWNED, trust, 20.0), dtype=torch.float64)
     torch.testing.assert_close(rule(logits, ensemble(OWNED)).exp(), expected, rtol=0.0, atol=1e-6)
 
@@ -227,3 +227,22 @@ def test_networks_are_scored_too() -> None:
     scores = trust_scores(team, pool, rng())
     assert all(score is not None and 0 <= score <= 1 for score in scores)
     assert scores == trust_scores(team, pool, rng())
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_distrusted_client_is_seldom_inverted(shared: bool) -> None:
+    rule = AgreementWeighted()
+    team = team_of(0, 0, 0, 0, 1, combine=rule)
+    if not shared:
+        team.class_counts_KC = None
+
+    def share_of_the_last() -> float:
+        synthesizer = PerClient(inversion(), batch_size=4)
+        return sum(synthesizer.draw(team, CLASSES, rng(seed))[0] == 4 for seed in range(2000)) / 2000
+
+    assert share_of_the_last() == pytest.approx(1 / 5, abs=0.04)
+    rule.learn(team, pool_of(team), 8, 0, rng())
+    assert share_of_the_last() == pytest.approx(0.2 / 4.2, abs=0.02)
+    again = AgreementWeighted()
+    again.load_state_dict(rule.state_dict())
+    assert torch.equal(again.weights(5), rule.weights(5))

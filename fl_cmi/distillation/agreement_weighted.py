@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fl_cmi.bank import Pool
+from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.robust import check_saturation, class_weights, weighted_probs
 from fl_cmi.trust import trust_scores, trust_weights
@@ -76,10 +77,10 @@ class AgreementWeighted:
             for some in torch.arange(len(pool)).split(256):
                 pool.relabel(some, ensemble.label(pool.get(some).x.to(device)))
 
-    def state_dict(self, scene: object = None) -> dict[int, float]:
-        """The weights by client, wherever they are put back."""
-        return dict(self.by_client)
+    def state_dict(self, scene: object = None) -> Tree:
+        """The weights by client, wherever they are put back, and those of the teachers at hand."""
+        return {"by_client": dict(self.by_client), "latest": self.latest}
 
-    def load_state_dict(self, state: dict[int, float], scene: object = None) -> None:
+    def load_state_dict(self, state: Tree, scene: object = None) -> None:
         """Go on from `state`."""
-        self.by_client = dict(state)
+        self.by_client, self.latest = dict(state["by_client"]), state["latest"]

@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fl_cmi.bank import Draws, Pool
 from fl_cmi.checkpoint.state import Scene, restore, state_of
@@ -15,7 +15,7 @@ from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.distillation.budget import Budget, Clock, checked_budget
 from fl_cmi.distillation.distiller import Distiller, Lesson
 from fl_cmi.distillation.replay import Replay
-from fl_cmi.ensemble import Ensemble
+from fl_cmi.ensemble import Ensemble, Learns
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Phase, Progress
 from fl_cmi.rng import stream
@@ -35,21 +35,6 @@ class Schedule(Protocol):
 
     def check(self, synthesizer: Synthesizer, distiller: Distiller) -> None:
         """Raise ConfigError where the schedule cannot use these."""
-        ...
-
-
-@runtime_checkable
-class Learns(Protocol):
-    """A rule of the ensemble with weights of its own that learn from the synthetic images (Co-Boosting)."""
-
-    def learn(
-        self, ensemble: Ensemble, pool: Pool, batch_size: int, epoch: int, rng: torch.Generator
-    ) -> None:
-        """One pass over the pool, in the round's epoch of this number, from 0."""
-        ...
-
-    def weights(self, num_teachers: int) -> Tensor:
-        """As they stand, one per teacher."""
         ...
 
 

@@ -141,12 +141,13 @@ class Joint:
 class PerClient:
     """Invert one client's model at a time, under its own label mix; then let the whole ensemble label the images.
 
-        c ~ U(owned classes),  k ~ n_k(c) / sum_j n_j(c),  y_i ~ n_k / |n_k|
+        c ~ U(owned classes),  k ~ v_k n_k(c) / sum_j v_j n_j(c),  y_i ~ n_k / |n_k|
         x = argmin  CE(t_k(x), y) + L_bn of client k + ...
 
     The batch has the label mix that the client's batch-norm statistics were taken under, so the terms do not contradict
-    each other, and a step costs one teacher pass instead of K. Where clients keep their counts, clients take turns at
-    random and labels are uniform.
+    each other, and a step costs one teacher pass instead of K. v is what the ensemble's rule has learnt to think of its
+    teachers (agreement_weighted), so that the models of bad clients are seldom inverted; else 1. Where clients keep
+    their counts, clients take turns at random and labels are uniform.
 
     Args:
         inversion: Of one batch; each client gets a copy, with its own generator and bank.
@@ -201,11 +202,11 @@ class PerClient:
         self, ensemble: Ensemble, classes: int, rng: torch.Generator
     ) -> tuple[int, Int[Tensor, " batch"]]:
         """A teacher's position and the labels of its batch."""
-        counts_KC, owned = ensemble.class_counts_KC, ensemble.owned_classes
+        counts_KC, owned, say_K = ensemble.class_counts_KC, ensemble.owned_classes, ensemble.say.cpu()
         if counts_KC is None or owned is None:
-            k = int(torch.randint(len(ensemble), (), generator=rng))
+            k = int(torch.multinomial(say_K, 1, generator=rng))
             return k, torch.randint(classes, (self.batch_size,), generator=rng)
         c = owned.cpu()[torch.randint(len(owned), (), generator=rng)]
-        k = int(torch.multinomial(counts_KC[:, c].cpu().float(), 1, generator=rng))
+        k = int(torch.multinomial(say_K * counts_KC[:, c].cpu().float(), 1, generator=rng))
         histogram = counts_KC[k].cpu().float()
         return k, torch.multinomial(histogram, self.batch_size, replacement=True, generator=rng)
