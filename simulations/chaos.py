@@ -46,6 +46,8 @@ RESULTS = Path(__file__).parent / "results"
 LIMIT = 600.0
 """Seconds that nothing here may take."""
 
+Process = subprocess.Popen[bytes]
+
 
 @dataclass
 class Kill:
@@ -106,10 +108,8 @@ class Report:
     def __str__(self) -> str:
         verdict = "nothing was lost, doubled or changed" if self.good else "**something is different**"
         lines = [
-            "# Chaos",
-            "",
-            f"`{self.command}`: {len(self.kills)} kills, {verdict}.",
-            "",
+            "# Chaos\n",
+            f"`{self.command}`: {len(self.kills)} kills, {verdict}.\n",
             f"Undisturbed: digest `{self.digest}`, {self.seconds:.1f} s.",
             "",
             "| run | killed | digest | rows lost | rows doubled | rows in order |",
@@ -146,8 +146,8 @@ def torment(
     backend = "backend=ray" if victim == "worker" else "backend=local"
     overrides = (*job, backend)
     whole, begun = folder / "undisturbed", time.monotonic()
-    start = setup = start_of(overrides, whole)
-    while setup.poll() is None and not newest(whole) and time.monotonic() - begun < LIMIT:
+    start = start_of(overrides, whole)
+    while start.poll() is None and not newest(whole) and time.monotonic() - begun < LIMIT:
         time.sleep(0.05)
     idle = time.monotonic() - begun
     if start.wait(LIMIT) != 0:
@@ -165,8 +165,11 @@ def torment(
         if len(report.kills) == kills:
             code = process.wait(LIMIT)
         else:
-            spare = strike if victim == "run" else strike_worker
-            code = spare(process, run, rng.uniform(0.2 * idle, longest), report, number, kills, rng)
+            moment = rng.uniform(0.2 * idle, longest)
+            if victim == "run":
+                code = strike(process, run, moment, report, number)
+            else:
+                code = strike_worker(process, run, moment, report, number, kills, rng)
         if code == 0:
             report.finished.append(compared(run, whole))
             number += 1
@@ -176,7 +179,7 @@ def torment(
             raise RuntimeError(f"run {number} failed: {said(run)}")
 
 
-def start_of(overrides: Sequence[str], run: Path) -> "subprocess.Popen[bytes]":
+def start_of(overrides: Sequence[str], run: Path) -> Process:
     """A process, leader of a group of its own."""
     run.mkdir(parents=True, exist_ok=True)
     resuming = any(override.startswith("resume=") for override in overrides)
@@ -188,15 +191,7 @@ def start_of(overrides: Sequence[str], run: Path) -> "subprocess.Popen[bytes]":
         )
 
 
-def strike(
-    process: "subprocess.Popen[bytes]",
-    run: Path,
-    moment: float,
-    report: Report,
-    number: int,
-    kills: int,
-    rng: random.Random,
-) -> int:
+def strike(process: Process, run: Path, moment: float, report: Report, number: int) -> int:
     """Kill the run and its group at this moment, unless it has ended; its exit code."""
     try:
         return process.wait(moment)
@@ -208,7 +203,7 @@ def strike(
 
 
 def strike_worker(
-    process: "subprocess.Popen[bytes]",
+    process: Process,
     run: Path,
     moment: float,
     report: Report,
