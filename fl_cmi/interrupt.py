@@ -18,12 +18,22 @@ class Terminated(KeyboardInterrupt):  # noqa: N818 - like KeyboardInterrupt, no 
 def sigterm_unwinds() -> Iterator[None]:
     """Inside, SIGTERM raises `Terminated`, once: a second one must not disturb the first one's work."""
 
+    came = False
+
     def terminate(signum: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Terminated
 
-    with _handler(signal.SIGTERM, terminate):
-        yield
+    try:
+        with _handler(signal.SIGTERM, terminate):
+            yield
+    except KeyboardInterrupt as error:
+        # Within a call to Ray, whatever a handler raises comes out as a plain KeyboardInterrupt.
+        if came and not isinstance(error, Terminated):
+            raise Terminated from None
+        raise
 
 
 @contextmanager
