@@ -17,7 +17,6 @@ class Terminated(KeyboardInterrupt):  # noqa: N818 - like KeyboardInterrupt, no 
 @contextmanager
 def sigterm_unwinds() -> Iterator[None]:
     """Inside, SIGTERM raises `Terminated`, once: a second one must not disturb the first one's work."""
-
     came = False
 
     def terminate(signum: int, frame: FrameType | None) -> None:

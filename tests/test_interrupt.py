@@ -16,11 +16,14 @@ def test_sigterm_raises_and_the_handler_goes() -> None:
 
 
 def test_sigterm_stays_sigterm_where_a_library_makes_a_plain_interrupt_of_it() -> None:
-    with pytest.raises(Terminated), sigterm_unwinds():
+    def library() -> None:
         try:
             os.kill(os.getpid(), signal.SIGTERM)
         except Terminated:
             raise KeyboardInterrupt from None
+
+    with pytest.raises(Terminated), sigterm_unwinds():
+        library()
 
 
 def test_an_interrupt_without_sigterm_is_one() -> None:
