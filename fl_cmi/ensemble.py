@@ -58,8 +58,8 @@ class Learns(Protocol):
         """One pass over the pool, in the round's epoch of this number, from 0."""
         ...
 
-    def weights(self, num_teachers: int) -> Tensor:
-        """As they stand, one per teacher."""
+    def weights(self, clients: Sequence[int]) -> Tensor:
+        """As they stand, one for the teacher of each of these clients."""
         ...
 
 
@@ -221,6 +221,11 @@ class Ensemble(nn.Module):
         self._passes[0] += passes
 
     @property
+    def clients(self) -> list[int]:
+        """Partition ids, in the order of the teachers."""
+        return [teacher.client for teacher in self.teachers]
+
+    @property
     def layers(self) -> dict[str, nn.Module]:
         """All modules of all teachers, by partition id and name."""
         return {
@@ -249,7 +254,9 @@ class Ensemble(nn.Module):
     @property
     def say(self) -> Float[Tensor, " teachers"]:
         """What each teacher's word weighs in a rule that learns it; 1 in any other."""
-        return self.combine.weights(len(self)) if isinstance(self.combine, Learns) else torch.ones(len(self))
+        return (
+            self.combine.weights(self.clients) if isinstance(self.combine, Learns) else torch.ones(len(self))
+        )
 
     def require_class_counts(self, who: str) -> Int[Tensor, "teachers classes"]:
         """The label counts, or an error that names who needs them."""

@@ -85,16 +85,16 @@ def test_weights_start_equal_in_every_round_and_learn_from_the_second_epoch_on()
     answers = team.logits(pixels(2))
     torch.testing.assert_close(rule(answers, team), mean_logits(answers, team))
     rule.learn(team, pool, 4, 0, rng())
-    assert rule.weights(3).tolist() == pytest.approx([1 / 3] * 3)
+    assert rule.weights(range(3)).tolist() == pytest.approx([1 / 3] * 3)
     before = team.passes
     rule.learn(team, pool, 4, 2, rng())
     assert team.passes - before == 3 * 3  # three batches, of three teachers each
-    moved = (rule.weights(3) - 1 / 3) / (0.01 * 0.9**2)
+    moved = (rule.weights(range(3)) - 1 / 3) / (0.01 * 0.9**2)
     torch.testing.assert_close(moved, moved.round(), atol=1e-3, rtol=0)  # whole steps of r d^e
     assert 0 < moved.abs().max() <= 3
     rule.learn(team, pool, 4, 0, rng())
-    assert rule.weights(3).tolist() == pytest.approx([1 / 3] * 3)
-    assert rule.weights(2).tolist() == [0.5, 0.5]  # of another number of teachers nothing was learnt
+    assert rule.weights(range(3)).tolist() == pytest.approx([1 / 3] * 3)
+    assert rule.weights(range(2)).tolist() == [0.5, 0.5]  # of another number of teachers nothing was learnt
 
 
 @pytest.mark.parametrize(("option", "value"), [("learning_rate", 0.0), ("decay", 1.5)])
@@ -125,7 +125,7 @@ def test_the_whole_method_learns_its_weights_between_synthesis_and_distillation(
     assert len(found) == 3
     assert found[0] == pytest.approx([1 / 3] * 3)
     assert found[1] != found[0] != found[2]
-    assert found[2] == pytest.approx(rule.weights(3).tolist())
+    assert found[2] == pytest.approx(rule.weights(range(3)).tolist())
     # each epoch: 2 steps and a label for the batch; a pass for the weights, but in the first; in the
     # pass of the lessons, moving the images and labelling them
     assert metrics["teacher-passes"] == 3 * (3 * (2 + 1) + (0 + 2 + 3) + 2 * (1 + 2 + 3))

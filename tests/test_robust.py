@@ -94,7 +94,7 @@ def test_one_bad_teacher_cannot_leave_the_range_of_the_others(name: str, seed: i
 def test_trust_limits_what_a_teacher_says() -> None:
     """With weight w against K - 1 others of one mind, he gets the share w / (K - 1 + w) at most."""
     honest, rule, team = teacher_logits(1).expand(4, -1, -1), AgreementWeighted(None), ensemble(EQUAL)
-    rule.load_state_dict({"by_client": {40: 0.2}, "latest": []})
+    rule.load_state_dict({"by_client": {40: 0.2}})
     bad = torch.zeros(1, 6, 4, dtype=torch.float64)
     bad[:, :, 0] = 100.0
     moved = rule(torch.cat([honest, bad]), team).exp() - honest[0].softmax(dim=1)
@@ -103,7 +103,7 @@ def test_trust_limits_what_a_teacher_says() -> None:
 
 def test_trusted_counts_equal_the_loops() -> None:
     logits, rule, trust = teacher_logits(), AgreementWeighted(), [1.0, 0.2, 0.7, 1.0, 0.3]
-    rule.load_state_dict({"by_client": {10 * k: w for k, w in enumerate(trust)}, "latest": []})
+    rule.load_state_dict({"by_client": {10 * k: w for k, w in enumerate(trust)}})
     assert rule.state_dict()["by_client"] == {10 * k: w for k, w in enumerate(trust)}
     expected = torch.tensor(reference.weighted(logits, OWNED, trust, 20.0), dtype=torch.float64)
     torch.testing.assert_close(rule(logits, ensemble(OWNED)).exp(), expected, rtol=0.0, atol=1e-6)
@@ -206,8 +206,8 @@ def test_the_rule_learns_whom_to_trust_and_labels_the_pool_anew() -> None:
     pool = pool_of(team)
     before = pool.get(torch.arange(64)).labels
     rule.learn(team, pool, 8, 0, rng())
-    torch.testing.assert_close(rule.weights(5), torch.tensor([1.0, 1.0, 1.0, 1.0, 0.2]))
-    assert rule.weights(3).tolist() == [1.0] * 3
+    torch.testing.assert_close(rule.weights(team.clients), torch.tensor([1.0, 1.0, 1.0, 1.0, 0.2]))
+    assert rule.weights([1, 2, 3]).tolist() == [1.0] * 3
     after = pool.get(torch.arange(64)).labels
     assert before is not None
     assert after is not None
@@ -245,4 +245,13 @@ def test_a_distrusted_client_is_seldom_inverted(shared: bool) -> None:
     assert share_of_the_last() == pytest.approx(0.2 / 4.2, abs=0.02)
     again = AgreementWeighted()
     again.load_state_dict(rule.state_dict())
-    assert torch.equal(again.weights(5), rule.weights(5))
+    assert torch.equal(again.weights(team.clients), rule.weights(team.clients))
+
+
+def test_trust_follows_the_client_to_another_place() -> None:
+    rule = AgreementWeighted()
+    team = team_of(0, 0, 0, 0, 1, combine=rule)
+    rule.learn(team, pool_of(team), 8, 0, rng())
+    # The next round has as many clients, and only the last of these was there before.
+    other = ensemble([(20,) * CLASSES] * 5, rule, lambda k: Tells(), first_client=40)
+    assert other.say.tolist() == pytest.approx([0.2, 1.0, 1.0, 1.0, 1.0])

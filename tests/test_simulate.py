@@ -249,14 +249,14 @@ def test_the_reported_ensemble_is_the_one_that_has_taught(
     taught, reported, measured = [], [], fl_cmi.simulate.measure
 
     def measure(outcome: Any, side: Any, combine: Any, pool: Any) -> dict[str, Any]:
-        reported.append(combine.weights(5).tolist())
+        reported.append(combine.weights(range(5)).tolist())
         return measured(outcome, side, combine, pool)
 
     learn = LearntWeights.learn
 
     def learning(rule: LearntWeights, *arguments: Any) -> None:
         learn(rule, *arguments)
-        taught.append(rule.weights(5).tolist())
+        taught.append(rule.weights(range(5)).tolist())
 
     monkeypatch.setattr(LearntWeights, "learn", learning)
     monkeypatch.setattr(fl_cmi.simulate, "measure", measure)

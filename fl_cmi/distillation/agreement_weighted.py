@@ -3,6 +3,8 @@
 Shape letters: K teachers, B batch, C classes.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -45,19 +47,17 @@ class AgreementWeighted:
             raise ConfigError("combine.images", images, "an integer >= 1")
         self.saturation, self.least, self.rest, self.images = saturation, least, rest, images
         self.by_client: dict[int, float] = {}
-        self.latest: list[float] = []
 
-    def weights(self, num_teachers: int) -> Float[Tensor, " teachers"]:
-        """Of the teachers that were looked at last; 1 where nothing was learnt for so many."""
-        return torch.tensor(self.latest if len(self.latest) == num_teachers else [1.0] * num_teachers)
+    def weights(self, clients: Sequence[int]) -> Float[Tensor, " teachers"]:
+        """What these clients' teachers weigh; 1 for those that were never looked at."""
+        return torch.tensor([self.by_client.get(client, 1.0) for client in clients])
 
     def __call__(
         self, logits_KBC: Float[Tensor, "teachers batch classes"], ensemble: Ensemble
     ) -> Float[Tensor, "batch classes"]:
         """The weighted mean of the probabilities, as logarithms."""
         weight_KC = class_weights(ensemble, logits_KBC.shape[2], self.saturation)
-        trust = [self.by_client.get(teacher.client, 1.0) for teacher in ensemble.teachers]
-        trusted_KC = torch.tensor(trust).to(weight_KC)[:, None] * weight_KC
+        trusted_KC = self.weights(ensemble.clients).to(weight_KC)[:, None] * weight_KC
         total_C = trusted_KC.sum(dim=0)
         return weighted_probs(logits_KBC, trusted_KC / torch.where(total_C > 0, total_C, 1.0))
 
@@ -65,22 +65,21 @@ class AgreementWeighted:
         self, ensemble: Ensemble, pool: Pool, batch_size: int, epoch: int, rng: torch.Generator
     ) -> None:
         """Look at the pool; where that changes what the teachers weigh, label it anew."""
-        before = [self.by_client.get(teacher.client, 1.0) for teacher in ensemble.teachers]
+        before = [self.by_client.get(client, 1.0) for client in ensemble.clients]
         scores = trust_scores(ensemble, pool, rng, self.images)
         after = trust_weights(scores, ensemble.num_classes, self.least, self.rest)
         if max(abs(a - b) for a, b in zip(after, before, strict=True)) < CHANGE:
             after = before
-        self.by_client |= {t.client: w for t, w in zip(ensemble.teachers, after, strict=True)}
-        self.latest = after
+        self.by_client |= dict(zip(ensemble.clients, after, strict=True))
         if after != before:
             device = ensemble.num_examples_K.device
             for some in torch.arange(len(pool)).split(256):
                 pool.relabel(some, ensemble.label(pool.get(some).x.to(device)))
 
     def state_dict(self, scene: object = None) -> Tree:
-        """The weights by client, wherever they are put back, and those of the teachers at hand."""
-        return {"by_client": dict(self.by_client), "latest": self.latest}
+        """The weights by client, wherever they are put back."""
+        return {"by_client": dict(self.by_client)}
 
     def load_state_dict(self, state: Tree, scene: object = None) -> None:
         """Go on from `state`."""
-        self.by_client, self.latest = dict(state["by_client"]), state["latest"]
+        self.by_client = dict(state["by_client"])

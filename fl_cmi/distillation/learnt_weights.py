@@ -3,6 +3,8 @@
 Shape letters: K teachers, B batch, C classes.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -50,17 +52,17 @@ class LearntWeights:
         self.learning_rate, self.decay = learning_rate, decay
         self.weights_K: Tensor | None = None
 
-    def weights(self, num_teachers: int) -> Float[Tensor, " teachers"]:
+    def weights(self, clients: Sequence[int]) -> Float[Tensor, " teachers"]:
         """As they stand; equal where nothing was learnt for so many teachers."""
-        if self.weights_K is None or len(self.weights_K) != num_teachers:
-            return torch.full((num_teachers,), 1 / num_teachers)
+        if self.weights_K is None or len(self.weights_K) != len(clients):
+            return torch.full((len(clients),), 1 / len(clients))
         return self.weights_K
 
     def __call__(
         self, logits_KBC: Float[Tensor, "teachers batch classes"], ensemble: Ensemble
     ) -> Float[Tensor, "batch classes"]:
         """The weighted mean of the logits."""
-        return weighted_logits(logits_KBC, self.weights(len(logits_KBC)).to(logits_KBC))
+        return weighted_logits(logits_KBC, self.weights(ensemble.clients).to(logits_KBC))
 
     def learn(
         self, ensemble: Ensemble, pool: Pool, batch_size: int, epoch: int, rng: torch.Generator
@@ -76,7 +78,7 @@ class LearntWeights:
             device = ensemble.num_examples_K.device
             with torch.no_grad():
                 logits_KBC = ensemble.logits(batch.x.to(device))
-            self.weights_K = stepped(self.weights(len(ensemble)), logits_KBC, batch.y.to(device), rate)
+            self.weights_K = stepped(self.weights(ensemble.clients), logits_KBC, batch.y.to(device), rate)
 
     def state_dict(self, scene: Scene) -> Tree:
         """The weights."""

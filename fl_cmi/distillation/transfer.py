@@ -151,7 +151,7 @@ class Transfer:
             with self.progress.phase("distillation"):
                 combine.learn(self.ensemble, self.pool, batch_size, epoch, self.stream("combine", epoch))
             where = {"round": self.server_round, "epoch": epoch + 1}
-            self.log.write("weights", **where, weights=combine.weights(len(self.ensemble)).tolist())
+            self.log.write("weights", **where, weights=combine.weights(self.ensemble.clients).tolist())
 
     @property
     def steps_of_a_pass(self) -> int:
