@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from fl_cmi.checkpoint.run import is_begun
 from fl_cmi.checks import ONLY_DISTILL, ONLY_SIMULATE
 from fl_cmi.compose import Config, config_folder, plain_config, readable
 from fl_cmi.interrupt import Terminated, sigterm_unwinds
@@ -106,7 +107,12 @@ def refuse_new_keys(overrides: Sequence[str]) -> None:
 
 
 def discard(run_dir: Path) -> None:
-    """Remove what Hydra put into the folder of a run that never began, and the folder if that was all."""
+    """Remove what Hydra put into the folder of a run that never began, and the folder if that was all.
+
+    Where another run was begun before, all stays: without what Hydra keeps, that run could not go on.
+    """
+    if is_begun(run_dir):
+        return
     for handler in logging.getLogger().handlers:
         handler.close()
     shutil.rmtree(run_dir / ".hydra", ignore_errors=True)
@@ -140,7 +146,7 @@ def command_line(name: str, job: Callable[[DictConfig], float]) -> None:
         check_arguments(sys.argv[1:])
         # Behind an override, Hydra's parser would take what follows -m for something else.
         sys.argv[1:] = sorted(
-            resumed(sys.argv[1:]), key=lambda argument: argument not in ("-m", "--multirun")
+            resumed(sys.argv[1:], name), key=lambda argument: argument not in ("-m", "--multirun")
         )
         with composing, sigterm_unwinds():
             composing.enter_context(readable())

@@ -95,6 +95,8 @@ def carry_on(
                 untrained.label(torch.zeros(2, *what.shape))
             synthesizer.check(untrained)
     checkpoints = Checkpoints(store, config, log, progress, start)
+    if start is None:
+        checkpoints.commit({})  # from here on the folder is this run's, also while the teacher is trained
     if training is not None:
         if checkpoints.has("teacher"):
             teacher.load_state_dict(checkpoints.read("teacher"))

@@ -13,15 +13,23 @@ __all__ = ["resumed"]
 OVERRIDES = Path(".hydra") / "overrides.yaml"
 """Where Hydra keeps what a run was called with."""
 
+HYDRA = Path(".hydra") / "hydra.yaml"
+"""And its own settings; the name of the configuration is that of the entry point."""
 
-def resumed(arguments: Sequence[str]) -> list[str]:
+
+def resumed(arguments: Sequence[str], name: str) -> list[str]:
     """The arguments of a run that goes on: those that it was begun with, then these, and its folder.
 
     What is given again counts, so that a key that differs is found by comparing configurations. Arguments without
     `resume=` come back as they are.
 
+    Args:
+        arguments: Of the command line.
+        name: The entry point, as in `python -m fl_cmi.<name>`.
+
     Raises:
-        ConfigError: For a folder in which no run was begun from a command line, or for several runs at once.
+        ConfigError: For a folder in which no run was begun from a command line, or one of another entry point, or for
+            several runs at once.
     """
     folders = [argument.partition("=")[2] for argument in arguments if argument.startswith("resume=")]
     if not folders or folders[-1] in ("", "null"):
@@ -34,9 +42,13 @@ def resumed(arguments: Sequence[str]) -> list[str]:
         if not isinstance(found, ListConfig):
             raise TypeError("Hydra writes a list")
         begun = [str(override) for override in found]
+        settings = OmegaConf.load(folder / HYDRA) if (folder / HYDRA).is_file() else OmegaConf.create()
+        program = OmegaConf.select(settings, "hydra.job.config_name", default=name)
     except (OSError, ValueError, TypeError, YAMLError):
         allowed = f"the folder of a run ({OVERRIDES} is not there, or not what Hydra writes)"
         raise ConfigError("resume", folders[-1], allowed) from None
+    if program != name:
+        raise ConfigError("resume", folders[-1], f"a run of fl_cmi.{name}; this is one of fl_cmi.{program}")
     given = {key_of(argument) for argument in arguments}
     before = [override for override in begun if key_of(override) not in given]
     own = ["hydra.run.dir", "hydra.output_subdir", "resume"]

@@ -14,7 +14,9 @@ import pytest
 from calling import call_main, complaint
 from test_simulate import TINY
 
+import fl_cmi.checkpoint.run as run_module
 import fl_cmi.checkpoint.store as store_module
+import fl_cmi.flower.rounds as rounds_module
 import fl_cmi.report.folder
 import fl_cmi.simulate
 from fl_cmi.checkpoint.run import Checkpoints, differing
@@ -220,6 +222,50 @@ def test_a_run_is_not_begun_over_another_one(tmp_path: Path) -> None:
         run({**again, "resume": None}, tmp_path)
 
 
+def test_a_command_that_is_repeated_leaves_the_run_resumable(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = [*TINY, "backend=local", "strategy=fedavg", "rounds=2", "hydra.run.dir=run"]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(CutOffError):
+        cut_after(2, patch)
+        call_main(fl_cmi.simulate.main, patch, *begun)
+    assert call_main(fl_cmi.simulate.main, monkeypatch, *begun) == 2
+    capsys.readouterr()
+    assert call_main(fl_cmi.simulate.main, monkeypatch, "resume=run") == 0
+    results = rows(folder / "run")
+    # Nor is a finished run mixed with a new one, or taken for it when that one is killed.
+    assert call_main(fl_cmi.simulate.main, monkeypatch, *begun) == 2
+    assert "hydra.run.dir" in capsys.readouterr().err
+    assert rows(folder / "run") == results
+    assert call_main(fl_cmi.simulate.main, monkeypatch, "resume=run") == 0
+
+
+def test_a_broken_summary_is_told_of(tmp_path: Path) -> None:
+    config = {**config_of("strategy=fedavg"), "resume": str(tmp_path)}
+    (tmp_path / "integrity.json").touch()
+    for content in ("", "[]", '{"seed": 1}'):
+        (tmp_path / "summary.json").write_text(content)
+        with pytest.raises(ConfigError, match="missing or broken"):
+            run(config, tmp_path)
+
+
+def test_a_state_that_no_checkpoint_holds_costs_the_checkpoints_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(rounds_module, "strategy_state", lambda strategy, scene: {"odd": {1, 2}})
+    run(config_of("strategy=fedavg", "rounds=2"), tmp_path)
+    assert "no checkpoints of this run: a set has no place in a checkpoint" in caplog.text
+
+
+def test_another_device_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    again = half_a_run(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        there = run_module.surroundings({"device": "cpu"}) | {"the device": "NVIDIA H200"}
+        patch.setattr(run_module, "surroundings", lambda config: there)
+        run(again, tmp_path)
+    assert "resume: the device was cpu and is NVIDIA H200" in caplog.text
+
+
 def test_a_run_at_work_is_left_alone(tmp_path: Path) -> None:
     again = half_a_run(tmp_path)
     other = Store(tmp_path / "checkpoint")
@@ -258,12 +304,16 @@ def test_a_full_disk_is_told_of_and_the_run_goes_on(
 def test_arguments_are_those_of_the_run_and_those_given(tmp_path: Path) -> None:
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "overrides.yaml").write_text("- seed=3\n- model=lenet\n- +x@y=1\n")
-    found = resumed([f"resume={tmp_path}", "model=resnet8"])
+    found = resumed([f"resume={tmp_path}", "model=resnet8"], "simulate")
     assert found[:3] == ["seed=3", "+x@y=1", "model=resnet8"]
     assert found[3:] == [f"hydra.run.dir='{tmp_path}'", "hydra.output_subdir=null", f"resume='{tmp_path}'"]
-    assert resumed(["seed=1"]) == ["seed=1"]
+    assert resumed(["seed=1"], "simulate") == ["seed=1"]
     with pytest.raises(ConfigError, match="one run"):
-        resumed([f"resume={tmp_path}", "-m"])
+        resumed([f"resume={tmp_path}", "-m"], "simulate")
+    (tmp_path / ".hydra" / "hydra.yaml").write_text("hydra: {job: {config_name: simulate}}")
+    assert resumed([f"resume={tmp_path}", "model=resnet8"], "simulate") == found
+    with pytest.raises(ConfigError, match="this is one of fl_cmi.simulate"):
+        resumed([f"resume={tmp_path}"], "distill")
 
 
 @pytest.mark.parametrize("value", ["every=0", "every=1.5", "rounds=-1", "keep=3"])

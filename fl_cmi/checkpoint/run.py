@@ -12,12 +12,22 @@ import torch
 from fl_cmi.checkpoint.state import NotResumableError
 from fl_cmi.checkpoint.store import Busy, Damaged, Generation, Part, Store
 from fl_cmi.checkpoint.tree import Tree
+from fl_cmi.checks import pick_device
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
 from fl_cmi.report.summary import json_safe
 from fl_cmi.types import ConfigError
 
-__all__ = ["FOLDER", "Checkpoints", "check_settings", "differing", "finished", "is_finished", "open_store"]
+__all__ = [
+    "FOLDER",
+    "Checkpoints",
+    "check_settings",
+    "differing",
+    "finished",
+    "is_begun",
+    "is_finished",
+    "open_store",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +57,11 @@ def check_settings(config: Config) -> None:
         raise ConfigError("checkpoint.keep", settings["keep"], "true or false")
 
 
+def is_begun(run_dir: Path) -> bool:
+    """Whether a run has left anything there that it could go on from, or its results."""
+    return (run_dir / FOLDER).is_dir() or is_finished(run_dir)
+
+
 def is_finished(run_dir: Path) -> bool:
     """Whether a run has left all its results there."""
     begun = (run_dir / FOLDER).is_dir()
@@ -57,10 +72,15 @@ def finished(run_dir: Path, config: Config) -> dict[str, Any]:
     """The summary of a run that is over, when somebody wants it to go on.
 
     Raises:
-        ConfigError: If it was a run of another configuration.
+        ConfigError: If it was a run of another configuration, or its summary cannot be read.
     """
-    summary = dict(json.loads((run_dir / "summary.json").read_text(encoding="utf-8")))
-    check_same(summary["config"], config, run_dir)
+    try:
+        summary = dict(json.loads((run_dir / "summary.json").read_text(encoding="utf-8")))
+        there = dict(summary["config"])
+    except (OSError, ValueError, KeyError, TypeError):
+        allowed = "a run that can go on, or a finished one, but its summary.json is missing or broken"
+        raise ConfigError("resume", run_dir, allowed) from None
+    check_same(there, config, run_dir)
     logger.warning("resume: the run is finished; there is nothing to do")
     return summary
 
@@ -74,11 +94,12 @@ def open_store(config: Config, run_dir: Path, resume: bool) -> tuple[Store, Gene
     """
     store = Store(run_dir / FOLDER)
     if not resume:
-        if store.numbers():
+        if store.numbers() or is_finished(run_dir):
             allowed = f"a folder without a run, or resume={run_dir} to go on with the one that is there"
             raise ConfigError("hydra.run.dir", run_dir, allowed)
         return store, None
     try:
+        store.lock()  # also where there is no checkpoint yet: the run may be at work on its first one
         found = store.load(lambda line: logger.warning("resume: %s", line))
     except (Damaged, Busy) as error:
         raise ConfigError("resume", run_dir, f"a run that can go on, but {error}") from None
@@ -165,7 +186,7 @@ class Checkpoints:
         for name, seconds in about["seconds"].items():
             self.progress.seconds[name] = self.progress.seconds.get(name, 0.0) + seconds
         self.begin -= about["total"]
-        for name, here in surroundings().items():
+        for name, here in surroundings(self.config).items():
             there = about["surroundings"].get(name)
             if there != here:
                 logger.warning("resume: %s was %s and is %s; last bits may differ", name, there, here)
@@ -202,6 +223,9 @@ class Checkpoints:
     ) -> bool:
         """Write a checkpoint; whether it was possible.
 
+        Raises:
+            ConfigError: If another process is at work in the folder.
+
         Args:
             trees: New parts; others stay as they are.
             drop: Names of parts that are over.
@@ -224,13 +248,16 @@ class Checkpoints:
                     "prefix": prefix,
                     "seconds": dict(self.progress.seconds),
                     "total": self.seconds,
-                    "surroundings": surroundings(),
+                    "surroundings": surroundings(self.config),
                 },
             )
         except NotResumableError as error:
             self.works = False
             logger.warning("no checkpoints of this run: %s", error)
             return False
+        except Busy:
+            folder = self.store.folder.parent
+            raise ConfigError("hydra.run.dir", folder, "a folder where no other run is at work") from None
         except OSError as error:
             logger.warning("no checkpoint was written (%s); the one before stays", error)
             return False
@@ -266,9 +293,11 @@ class Checkpoints:
             self.store.remove()
 
 
-def surroundings() -> dict[str, Any]:
+def surroundings(config: Config) -> dict[str, Any]:
     """What the last bits of a result depend on besides the configuration."""
+    device = pick_device(config["device"])
     return {
+        "the device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "torch": torch.__version__,
         "the number of threads": torch.get_num_threads(),
         "the processor": torch.backends.cpu.get_cpu_capability(),

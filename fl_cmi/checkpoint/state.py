@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
-from fl_cmi.checkpoint.tree import Tree
+from fl_cmi.checkpoint.tree import NotResumableError, Tree
 from fl_cmi.types import Task
 
 __all__ = ["NotResumableError", "Resumable", "Scene", "restore", "state_of"]
@@ -41,10 +41,6 @@ class Resumable(Protocol):
     def load_state_dict(self, state: Tree, scene: Scene) -> None:
         """Go on from `state`, whatever it remembers now."""
         ...
-
-
-class NotResumableError(TypeError):
-    """A part that does not tell what it remembers."""
 
 
 def state_of(part: Any, scene: Scene) -> Tree:

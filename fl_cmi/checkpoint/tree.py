@@ -9,10 +9,14 @@ from torch import Tensor
 
 from fl_cmi.types import State
 
-__all__ = ["Tree", "pack", "unpack"]
+__all__ = ["NotResumableError", "Tree", "pack", "unpack"]
 
 Tree = Any
 """Dicts (keys are texts or integers), lists and tuples of tensors, numbers, texts, true, false and None."""
+
+
+class NotResumableError(TypeError):
+    """A part does not tell what it remembers, or tells what no checkpoint can hold."""
 
 
 def pack(tree: Tree) -> tuple[State, str]:
@@ -21,7 +25,7 @@ def pack(tree: Tree) -> tuple[State, str]:
     Bits, dtypes and strides come back as they were: with other strides, sums may be taken in another order.
 
     Raises:
-        TypeError: For anything else in the tree.
+        NotResumableError: For anything else in the tree.
     """
     tensors: State = {}
 
@@ -34,7 +38,7 @@ def pack(tree: Tree) -> tuple[State, str]:
             return {"tensor": name, "stride": list(value.stride())}
         if isinstance(node, dict):
             if not all(type(key) in (str, int) for key in node):
-                raise TypeError(f"keys of a state are texts or integers, not {list(node)[:3]}")
+                raise NotResumableError(f"keys of a state are texts or integers, not {list(node)[:3]}")
             return {"dict": [[key, shape(value)] for key, value in node.items()]}
         if isinstance(node, list):
             return {"list": [shape(value) for value in node]}
@@ -44,7 +48,7 @@ def pack(tree: Tree) -> tuple[State, str]:
             return {"float": repr(node)}
         if node is None or type(node) in (bool, int, float, str):
             return node
-        raise TypeError(f"a {type(node).__name__} has no place in a checkpoint")
+        raise NotResumableError(f"a {type(node).__name__} has no place in a checkpoint")
 
     text = json.dumps(shape(tree), allow_nan=False)
     return tensors, text
