@@ -35,6 +35,7 @@ RULES = (
 )
 ATTACKS = ("random_weights", "label_flip", "scaled", "backdoor", "collusion")
 NUMBERS = (0, 1, 2)
+CLIENTS = 10
 
 SETTING = ("data=fashion_mnist", "model=convnet", "model.blocks=4", "local.epochs=20")
 """As in `simulations.one_shot`, but no images for the server."""
@@ -75,7 +76,7 @@ def study_of(rules: Sequence[str], attacks: Sequence[str], numbers: Sequence[int
         QUICK if quick else SETTING,
         methods,
         alphas=(0.5,),
-        clients=(10,),
+        clients=(CLIENTS,),
         budget=300.0,
     )
 
@@ -114,6 +115,8 @@ def run(arguments: Sequence[str] | None = None, launch: Launch | None = None) ->
     parser.add_argument("--numbers", nargs="+", type=int, metavar="BAD")
     parser.add_argument("--quick", action="store_true", help="digits and a few minutes")
     own, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
+    if not all(0 <= number <= CLIENTS for number in own.numbers or ()):
+        parser.error(f"--numbers: 0 to {CLIENTS} bad clients")
     few = ("by_class_counts", "trimmed_probs", "agreement_weighted")
     study = study_of(
         own.rules or (few if own.quick else RULES),

@@ -79,3 +79,9 @@ def test_quick_is_quick() -> None:
     study = study_of(("mean_probs",), ATTACKS[:2], (0, 2), quick=True)
     assert all(method.budget == 0 for method in study.methods.values())
     assert attacks.QUICK[0] == "data=digits"
+
+
+@pytest.mark.parametrize("number", ["-1", "11"])
+def test_more_bad_clients_than_there_are_is_refused(number: str) -> None:
+    with pytest.raises(SystemExit):
+        run(["--numbers", number, "--quick", "--dry-run"])

@@ -90,6 +90,8 @@ def test_flipped_labels_are_all_wrong_and_counted_as_flipped() -> None:
     given = images(50)
     flipped = LabelFlip().images(given, rng())
     assert torch.equal(flipped.y, (given.y + 1) % 4)
+    with pytest.raises(ConfigError, match=r"attacks\.attack\.factor=-1"):
+        RandomWeights(-1.0)
     assert torch.equal(LabelFlip("mirrored").images(given, rng()).y, 3 - given.y)
     assert torch.equal(flipped.x, given.x)
     honest, attacked = updates(Attack(), ()), updates(LabelFlip(), (2,))

@@ -22,6 +22,7 @@ import fl_cmi.simulate
 from fl_cmi.checkpoint.run import Checkpoints, differing
 from fl_cmi.checkpoint.store import Store
 from fl_cmi.compose import compose_config
+from fl_cmi.flower.local_backend import LocalGrid
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.resume import resumed
 from fl_cmi.simulate import run
@@ -226,9 +227,10 @@ def test_a_command_that_is_repeated_leaves_the_run_resumable(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     begun = [*TINY, "backend=local", "strategy=fedavg", "rounds=2", "hydra.run.dir=run"]
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(CutOffError):
+    with pytest.MonkeyPatch.context() as patch:
         cut_after(2, patch)
-        call_main(fl_cmi.simulate.main, patch, *begun)
+        with pytest.raises(CutOffError):
+            call_main(fl_cmi.simulate.main, patch, *begun)
     assert call_main(fl_cmi.simulate.main, monkeypatch, *begun) == 2
     capsys.readouterr()
     assert call_main(fl_cmi.simulate.main, monkeypatch, "resume=run") == 0
@@ -255,6 +257,26 @@ def test_a_state_that_no_checkpoint_holds_costs_the_checkpoints_alone(
     monkeypatch.setattr(rounds_module, "strategy_state", lambda strategy, scene: {"odd": {1, 2}})
     run(config_of("strategy=fedavg", "rounds=2"), tmp_path)
     assert "no checkpoints of this run: a set has no place in a checkpoint" in caplog.text
+
+
+def test_clients_that_were_asked_again_are_still_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = LocalGrid.send_and_receive
+
+    def once_more(self: LocalGrid, messages: Any, **more: Any) -> Any:
+        assert self.on_retry is not None
+        self.on_retry(0, "died", "its process died")
+        return send(self, messages, **more)
+
+    monkeypatch.setattr(LocalGrid, "send_and_receive", once_more)
+    config = config_of(*FED_CMI)
+    whole = run(config, tmp_path / "whole")
+    assert [failure["round"] for failure in whole["failures"]] == [1, 2]
+    assert cut_off(config, tmp_path / "cut", commits=2)  # the replies of round 1
+    again = run({**config, "resume": str(tmp_path / "cut")}, tmp_path / "cut")
+    assert again["failures"] == whole["failures"]
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
 
 
 def test_another_device_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

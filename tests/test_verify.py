@@ -59,6 +59,10 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "accuracy": (lambda f: edit(f / "summary.json", "gap", 0.5), "metrics.jsonl: its gap "),
     "rows": (lambda f: (f / "metrics.jsonl").write_text(""), "metrics.jsonl: rows of rounds []"),
     "cut": (lambda f: os.truncate(f / "metrics.jsonl", 50), "metrics.jsonl: "),
+    "number": (lambda f: edit(f / "summary.json", "rounds", "two"), "metrics.jsonl: cannot be compared"),
+    "rows of nothing": (lambda f: (f / "metrics.jsonl").write_text("null\n"), "metrics.jsonl: cannot be"),
+    "no partition": (lambda f: edit(f / "summary.json", "partition", 3), "partition: cannot be compared"),
+    "deep": (lambda f: (f / "summary.json").write_text("[" * 100_000), "maximum recursion depth"),
     "unfinished": (lambda f: (f / "integrity.json").unlink(), "integrity.json is missing"),
     "garbage": (lambda f: (f / "student.safetensors").write_bytes(b"x" * 99), "student.safetensors: cannot"),
 }

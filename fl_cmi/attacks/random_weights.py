@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from fl_cmi.attacks.attack import Attack, parameters_changed
-from fl_cmi.types import State
+from fl_cmi.types import ConfigError, State
 
 __all__ = ["RandomWeights"]
 
@@ -22,6 +22,8 @@ class RandomWeights(Attack):
     """
 
     def __init__(self, factor: float = 1.0) -> None:
+        if not factor >= 0:
+            raise ConfigError("attacks.attack.factor", factor, "a number >= 0")
         self.factor = factor
 
     def state(self, model: nn.Module, start: State, rng: torch.Generator) -> State:

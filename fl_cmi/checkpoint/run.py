@@ -43,11 +43,8 @@ FREE = ("resume", "checkpoint", "backend", "client_timeout", "teacher_cache", "s
 def check_settings(config: Config) -> None:
     """Raise ConfigError for values of `resume` and `checkpoint` that make no sense."""
     settings = config["checkpoint"]
-    if not isinstance(settings, dict) or not {"every", "keep"} <= set(settings) <= {
-        "rounds",
-        "every",
-        "keep",
-    }:
+    most = {"rounds", "every", "keep"}
+    if not isinstance(settings, dict) or not {"every", "keep"} <= set(settings) <= most:
         raise ConfigError("checkpoint", settings, "its keys, with values of their own")
     for key in ("rounds", "every"):
         value = settings.get(key)
@@ -214,9 +211,8 @@ class Checkpoints:
         try:
             return self.store.read(self.start.parts[name])
         except (Damaged, OSError) as error:
-            raise ConfigError(
-                "resume", self.store.folder.parent, f"a run that can go on, but {error}"
-            ) from None
+            folder = self.store.folder.parent
+            raise ConfigError("resume", folder, f"a run that can go on, but {error}") from None
 
     def commit(
         self, trees: Mapping[str, Callable[[], Tree]], drop: tuple[str, ...] = (), **about: Any
@@ -255,9 +251,8 @@ class Checkpoints:
             self.works = False
             logger.warning("no checkpoints of this run: %s", error)
             return False
-        except Busy:
-            folder = self.store.folder.parent
-            raise ConfigError("hydra.run.dir", folder, "a folder where no other run is at work") from None
+        except Busy as error:
+            raise ConfigError("hydra.run.dir", self.store.folder.parent, f"another folder: {error}") from None
         except OSError as error:
             logger.warning("no checkpoint was written (%s); the one before stays", error)
             return False

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
@@ -14,6 +15,7 @@ from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.compose import Config
 from fl_cmi.distillation.budget import CLOCKS
 from fl_cmi.federated.method import ClientMethod
+from fl_cmi.flower.failure import Failure
 from fl_cmi.flower.grid import LiveGrid
 from fl_cmi.flower.outcome import Outcome
 from fl_cmi.flower.participation import Participation, Remember
@@ -138,8 +140,12 @@ class Rounds:
             server_round: Which.
             begun: When the server began, by each clock; set back by what it spent on this round before.
         """
+        view = self.view
+        assert view is not None
         if self.known is not None:
             self.known = None
+            # Replies tell who failed in the end, but not who was asked again on the way.
+            view.failures += [Failure(**failure) for failure in self.checkpoints.about["retried"]]
             for name, seconds in self.spent.items():
                 begun[name] -= seconds
             if not self.checkpoints.has(TRANSFER):
@@ -149,8 +155,9 @@ class Rounds:
             trees: dict[str, Callable[[], Tree]] = {
                 REPLIES: lambda: {client: reply_tree(reply) for client, reply in replies.items()}
             }
+            again = [f for f in view.failures if f.retried and f.round == server_round]
             self.checkpoints.inside = self.checkpoints.commit(
-                trees | self.of_clients(), (TRANSFER,), spent={}
+                trees | self.of_clients(), (TRANSFER,), spent={}, retried=[asdict(f) for f in again]
             )
         self.checkpoints.clocks = lambda: {"spent": {name: CLOCKS[name]() - at for name, at in begun.items()}}
         self.replies = {}

@@ -120,6 +120,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
+    for name in ("pairs", "steps", "batch_size", "threads"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name.replace('_', '-')}: at least 1")
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     print(f"{processor()}, {options.threads} thread(s), torch {torch.__version__}; {options.pairs} pairs\n")
