@@ -16,8 +16,9 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from fl_cmi.checkpoint.store import seal, sha256_of
 from fl_cmi.compose import Config, dataset, make_partition
-from fl_cmi.report.integrity import checksum, config_checksum, read_integrity, results
+from fl_cmi.report.integrity import read_integrity, results
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.summary import digest
 from fl_cmi.types import ConfigError
@@ -35,7 +36,7 @@ def findings(run_dir: Path) -> Iterator[str]:
         yield " ".join(str(error).split()) or "summary.json is broken"
         return
     yield from of_files(run_dir, integrity["files"])
-    if config_checksum(config) != integrity["config"]:
+    if seal(config) != integrity["config"]:
         yield "config: summary.json tells another configuration than the run had"
     yield from of_student(run_dir, summary)
     yield from comparable("metrics.jsonl", of_metrics(run_dir, summary))
@@ -61,7 +62,7 @@ def of_files(run_dir: Path, files: dict[str, tuple[str, int]]) -> Iterator[str]:
             yield f"{name}: missing"
         elif path.stat().st_size != size:
             yield f"{name}: {path.stat().st_size} bytes, the run wrote {size}"
-        elif checksum(path) != sha256:
+        elif sha256_of(path) != sha256:
             yield f"{name}: changed"
     for path in results(run_dir):
         if path.name not in files:

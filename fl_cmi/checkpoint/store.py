@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from fl_cmi.checkpoint.tree import Tree, pack, unpack
 
-__all__ = ["Busy", "Damaged", "Generation", "Part", "Store", "sha256_of"]
+__all__ = ["Busy", "Damaged", "Generation", "Part", "Store", "seal", "sha256_of"]
 
 FORMAT = 1
 GENERATIONS = 2
@@ -287,5 +287,5 @@ def sha256_of(path: Path) -> str:
 
 
 def seal(body: Mapping[str, Any]) -> str:
-    """Checksum (hex) of plain values."""
+    """Checksum (hex) of plain values, whatever the order of their keys."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

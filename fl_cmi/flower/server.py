@@ -19,7 +19,7 @@ from fl_cmi.flower.scores import Scores
 from fl_cmi.sides import ServerSide
 from fl_cmi.types import Update
 
-__all__ = ["Outcome", "serve"]
+__all__ = ["serve"]
 
 NO_TIMEOUT = 1e9  # seconds; a backend's own timeout decides
 

@@ -1,14 +1,14 @@
 """Checksums of what a run has left in its folder."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fl_cmi.checkpoint.store import seal, sha256_of
 from fl_cmi.report.summary import write_json
 
-__all__ = ["NAME", "checksum", "config_checksum", "read_integrity", "results", "write_integrity"]
+__all__ = ["NAME", "read_integrity", "results", "write_integrity"]
 
 NAME = "integrity.json"
 
@@ -19,11 +19,11 @@ GROWING = (".log", ".txt")
 def write_integrity(run_dir: Path) -> None:
     """Write the checksums, as the last of a run's files: a folder that has them is complete."""
     files = {
-        str(path.relative_to(run_dir)): {"sha256": checksum(path), "bytes": path.stat().st_size}
+        str(path.relative_to(run_dir)): {"sha256": sha256_of(path), "bytes": path.stat().st_size}
         for path in results(run_dir)
     }
     summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-    write_json(run_dir / NAME, {"files": files, "config": config_checksum(summary["config"])})
+    write_json(run_dir / NAME, {"files": files, "config": seal(summary["config"])})
 
 
 def results(run_dir: Path) -> Iterator[Path]:
@@ -32,17 +32,6 @@ def results(run_dir: Path) -> Iterator[Path]:
         own = path.name == NAME or path.name.startswith(".") or path.name.endswith(GROWING)
         if path.is_file() and not own:
             yield path
-
-
-def checksum(path: Path) -> str:
-    """Sha256 (hex) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def config_checksum(config: dict[str, Any]) -> str:
-    """Sha256 (hex) of a configuration, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def read_integrity(run_dir: Path) -> dict[str, Any]:
