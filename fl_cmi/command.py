@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from fl_cmi.checkpoint.run import is_begun
+from fl_cmi.checkpoint.begin import is_begun
 from fl_cmi.checks import ONLY_DISTILL, ONLY_SIMULATE
 from fl_cmi.compose import Config, config_folder, plain_config, readable
 from fl_cmi.interrupt import Terminated, sigterm_unwinds

@@ -17,7 +17,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from fl_cmi.bank import Pool
-from fl_cmi.checkpoint.run import Checkpoints, check_settings, finished, is_finished, open_store
+from fl_cmi.checkpoint.begin import begin_or_resume
+from fl_cmi.checkpoint.run import Checkpoints
 from fl_cmi.checkpoint.store import Generation, Store
 from fl_cmi.checks import check_distillation, pick_device
 from fl_cmi.command import carry_out, command_line
@@ -52,20 +53,12 @@ def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, 
         FloatingPointError: For a loss or a weight that is not finite; images made before are saved.
     """
     check_distillation(config)
-    check_settings(config)
     keep_freed_memory()
-    resume, config = bool(config["resume"]), {**config, "resume": None}
-    if resume and is_finished(run_dir):
-        return finished(run_dir, config)
-    store, start = open_store(config, run_dir, resume)
-    try:
-        return carry_on(config, run_dir, command, store, start)
-    finally:
-        store.unlock()
+    return begin_or_resume(config, run_dir, partial(carry_on, run_dir, command))
 
 
 def carry_on(
-    config: Config, run_dir: Path, command: str | None, store: Store, start: Generation | None
+    run_dir: Path, command: str | None, config: Config, store: Store, start: Generation | None
 ) -> dict[str, Any]:
     """A run from its beginning or from a checkpoint to its end."""
     progress, log = Progress(), MetricsLog(run_dir / "metrics.jsonl")

@@ -20,7 +20,8 @@ from omegaconf import DictConfig
 from fl_cmi.attacks.attack import Attack
 from fl_cmi.attacks.success import success
 from fl_cmi.bank import Pool
-from fl_cmi.checkpoint.run import Checkpoints, check_settings, finished, is_finished, open_store
+from fl_cmi.checkpoint.begin import begin_or_resume
+from fl_cmi.checkpoint.run import Checkpoints
 from fl_cmi.checkpoint.store import Generation, Store
 from fl_cmi.checks import check
 from fl_cmi.command import carry_out, command_line
@@ -69,23 +70,15 @@ def run(
         ClientFailure: If a client failed and the policy is `fail`.
     """
     check(config)
-    check_settings(config)
     keep_freed_memory()
-    resume, config = bool(config["resume"]), {**config, "resume": None}
-    if resume and is_finished(run_dir):
-        return finished(run_dir, config)
-    store, start = open_store(config, run_dir, resume)
-    try:
-        return carry_on(config, run_dir, command, backend, store, start)
-    finally:
-        store.unlock()
+    return begin_or_resume(config, run_dir, partial(carry_on, run_dir, command, backend))
 
 
 def carry_on(
-    config: Config,
     run_dir: Path,
     command: str | None,
     backend: Backend | None,
+    config: Config,
     store: Store,
     start: Generation | None,
 ) -> dict[str, Any]:

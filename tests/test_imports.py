@@ -10,7 +10,15 @@ PACKAGE = Path(__file__).parents[1] / "fl_cmi"
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("simulate", "distill", "compress", "verify", "last_step", "resume", "command", "__main__", "flower.app"),
     ("flower",),
-    ("compose", "sides", "disclosure", "flower.records", "flower.arrays", "checkpoint.run"),
+    (
+        "compose",
+        "sides",
+        "disclosure",
+        "flower.records",
+        "flower.arrays",
+        "checkpoint.begin",
+        "checkpoint.run",
+    ),
     ("compression",),
     ("synthesis", "distillation", "federated", "training", "attacks", "evaluate", "measures", "report"),
     ("ensemble", "robust", "trust"),

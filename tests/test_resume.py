@@ -19,7 +19,8 @@ import fl_cmi.checkpoint.store as store_module
 import fl_cmi.flower.rounds as rounds_module
 import fl_cmi.report.folder
 import fl_cmi.simulate
-from fl_cmi.checkpoint.run import Checkpoints, differing
+from fl_cmi.checkpoint.begin import differing
+from fl_cmi.checkpoint.run import Checkpoints
 from fl_cmi.checkpoint.store import Store
 from fl_cmi.compose import compose_config
 from fl_cmi.flower.local_backend import LocalGrid

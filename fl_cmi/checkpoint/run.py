@@ -1,10 +1,8 @@
 """The checkpoints of a run: what it was begun with, how far its log reaches, how long it took, and its parts."""
 
-import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,128 +16,11 @@ from fl_cmi.report.progress import Progress
 from fl_cmi.report.summary import json_safe
 from fl_cmi.types import ConfigError
 
-__all__ = [
-    "FOLDER",
-    "Checkpoints",
-    "check_settings",
-    "differing",
-    "finished",
-    "is_begun",
-    "is_finished",
-    "open_store",
-]
+__all__ = ["Checkpoints"]
 
 logger = logging.getLogger(__name__)
 
 Config = dict[str, Any]
-
-FOLDER = "checkpoint"
-"""Within the run's folder."""
-
-FREE = ("resume", "checkpoint", "backend", "client_timeout", "teacher_cache", "save_pool")
-"""Keys that a run may go on with other values of: they do not change the result."""
-
-
-def check_settings(config: Config) -> None:
-    """Raise ConfigError for values of `resume` and `checkpoint` that make no sense."""
-    settings = config["checkpoint"]
-    most = {"rounds", "every", "keep"}
-    if not isinstance(settings, dict) or not {"every", "keep"} <= set(settings) <= most:
-        raise ConfigError("checkpoint", settings, "its keys, with values of their own")
-    for key in ("rounds", "every"):
-        value = settings.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ConfigError(f"checkpoint.{key}", value, "an integer >= 1, or null for never")
-    if not isinstance(settings["keep"], bool):
-        raise ConfigError("checkpoint.keep", settings["keep"], "true or false")
-
-
-def is_begun(run_dir: Path) -> bool:
-    """Whether a run has left anything there that it could go on from, or its results."""
-    return (run_dir / FOLDER).is_dir() or is_finished(run_dir)
-
-
-def is_finished(run_dir: Path) -> bool:
-    """Whether a run has left all its results there."""
-    begun = (run_dir / FOLDER).is_dir()
-    return (run_dir / "integrity.json").is_file() or (not begun and (run_dir / "summary.json").is_file())
-
-
-def finished(run_dir: Path, config: Config) -> dict[str, Any]:
-    """The summary of a run that is over, when somebody wants it to go on.
-
-    Raises:
-        ConfigError: If it was a run of another configuration, or its summary cannot be read.
-    """
-    try:
-        summary = dict(json.loads((run_dir / "summary.json").read_text(encoding="utf-8")))
-        there = dict(summary["config"])
-    except (OSError, ValueError, KeyError, TypeError):
-        allowed = "a run that can go on, or a finished one, but its summary.json is missing or broken"
-        raise ConfigError("resume", run_dir, allowed) from None
-    check_same(there, config, run_dir)
-    logger.warning("resume: the run is finished; there is nothing to do")
-    return summary
-
-
-def open_store(config: Config, run_dir: Path, resume: bool) -> tuple[Store, Generation | None]:
-    """The store of a run, and the checkpoint to go on from, if any.
-
-    Raises:
-        ConfigError: For a new run where another one was begun; for one of another configuration, without a whole
-            checkpoint, or that is running.
-    """
-    store = Store(run_dir / FOLDER)
-    if not resume:
-        if store.numbers() or is_finished(run_dir):
-            allowed = f"a folder without a run, or resume={run_dir} to go on with the one that is there"
-            raise ConfigError("hydra.run.dir", run_dir, allowed)
-        return store, None
-    try:
-        store.lock()  # also where there is no checkpoint yet: the run may be at work on its first one
-        found = store.load(lambda line: logger.warning("resume: %s", line))
-    except (Damaged, Busy) as error:
-        raise ConfigError("resume", run_dir, f"a run that can go on, but {error}") from None
-    if found is None:
-        logger.warning("resume: there is no checkpoint yet; the run starts from the beginning")
-        (run_dir / "metrics.jsonl").unlink(missing_ok=True)
-        return store, None
-    try:
-        check_same(found.about["config"], config, run_dir)
-    except ConfigError:
-        store.unlock()
-        raise
-    return store, found
-
-
-def check_same(there: Config, here: Config, run_dir: Path) -> None:
-    """Raise ConfigError, naming the keys, where a run that is to go on was begun with another configuration."""
-    differ = differing(there, here)
-    if differ:
-        more = f" and {len(differ) - 5} more" if len(differ) > 5 else ""
-        allowed = f"the configuration that it was begun with; it differs in {', '.join(differ[:5])}{more}"
-        raise ConfigError("resume", run_dir, allowed)
-
-
-def differing(there: Config, here: Config) -> list[str]:
-    """Keys in which two configurations differ, with both values, but for those that are free."""
-    old, new = (dict(leaves(json.loads(json.dumps(json_safe(config))), "")) for config in (there, here))
-    missing = object()
-    keys = [key for key in {**old, **new} if old.get(key, missing) != new.get(key, missing)]
-    return [
-        f"{key} ({old.get(key, 'nothing')} there, {new.get(key, 'nothing')} here)"
-        for key in keys
-        if key.partition(".")[0] not in FREE
-    ]
-
-
-def leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Every value inside a configuration with its key."""
-    if isinstance(value, dict) and value:
-        for key, part in value.items():
-            yield from leaves(part, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value
 
 
 class Checkpoints:
