@@ -24,6 +24,7 @@ from fl_cmi.models.checkpoint import load_weights
 from fl_cmi.nodes import check_nodes
 from fl_cmi.report.compression import print_compression
 from fl_cmi.report.folder import save_state
+from fl_cmi.report.integrity import write_integrity
 from fl_cmi.report.progress import Progress
 from fl_cmi.report.summary import commit, versions, write_json
 from fl_cmi.synthesis.noise import Noise
@@ -86,6 +87,7 @@ def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, 
     if config["save_pool"]:
         save_state(pool.tensors(), run_dir / "pool.safetensors")
     write_json(run_dir / "summary.json", summary)
+    write_integrity(run_dir)
     return summary
 
 

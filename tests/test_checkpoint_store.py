@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import fl_cmi.checkpoint.store as module
-from fl_cmi.checkpoint.store import Busy, Damaged, Part, Store, sha256_of
+from fl_cmi import files
+from fl_cmi.checkpoint.store import Busy, Damaged, Part, Store
+from fl_cmi.files import sha256_of
 
 TREE = {"a": torch.arange(6.0), "n": 3}
 
@@ -133,7 +135,7 @@ def test_what_cannot_be_written_leaves_the_one_before(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "flush", full)
+        patch.setattr(files, "flush", full)
         with pytest.raises(OSError, match="No space"):
             store.write("x", {"n": 99})
         with pytest.raises(OSError, match="No space"):

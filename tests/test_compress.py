@@ -17,6 +17,7 @@ from fl_cmi.compress import adopted, main, run
 from fl_cmi.report.table import print_summary
 from fl_cmi.simulate import run as simulate
 from fl_cmi.types import ConfigError
+from fl_cmi.verify import findings
 
 TINY = [
     "data=synthetic",
@@ -111,6 +112,10 @@ def test_every_set_of_images_calibrates_the_runs_model(choice: str, finished: Pa
     assert summary["ratio"] > 1
     assert summary["drop"] == summary["model"]["accuracy"] - summary["student"]["accuracy_last"]
     assert set(summary["student"]["latency_ms"]) == {"1", "64"}
+    assert not list(findings(tmp_path))
+    with (tmp_path / "compressed.safetensors").open("ab") as file:
+        file.write(b"x")
+    assert "compressed.safetensors" in " ".join(findings(tmp_path))
 
 
 def test_fine_tuning_and_repeatability(finished: Path, tmp_path: Path) -> None:

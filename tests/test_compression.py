@@ -224,6 +224,14 @@ def test_a_saved_pool_is_checked(tmp_path: Path) -> None:
     save_file({"other": torch.zeros(1)}, tmp_path / "o")
     with pytest.raises(ConfigError, match="pixels and targets"):
         Saved(str(tmp_path / "o"))(teacher, TASK, real, 0)
+    for wrong in (torch.tensor([0, CLASSES]), torch.tensor([-1, 0]), torch.tensor([0]), torch.zeros(2)):
+        save_file({"pixels": torch.zeros(2, *SHAPE, dtype=torch.uint8), "targets": wrong}, tmp_path / "t")
+        with pytest.raises(ConfigError, match="int64 targets"):
+            Saved(str(tmp_path / "t"))(teacher, TASK, real, 0)
+    header = b'{"pixels":{"dtype":"U8","shape":[1000000000000],"data_offsets":[0,1000000000000]}}'
+    (tmp_path / "h").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ConfigError, match="larger than the file"):
+        Saved(str(tmp_path / "h"))(teacher, TASK, real, 0)
 
 
 def test_statistics_need_batch_norm() -> None:

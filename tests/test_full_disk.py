@@ -14,11 +14,11 @@ import torch
 from calling import call_main, complaint
 from safetensors.torch import load_file
 
+from fl_cmi.files import whole
 from fl_cmi.report.figures import curves
 from fl_cmi.report.folder import save_state
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.summary import write_json
-from fl_cmi.report.whole import whole
 from fl_cmi.simulate import main
 
 TINY = (

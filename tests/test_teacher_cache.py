@@ -71,7 +71,7 @@ def test_a_hit_is_the_same_run_without_training(tmp_path: Path, asked: list[int]
     assert same(without, stored)
     assert same(without, hit)
     assert [found["teacher_cache"] for found in (without, stored, hit)] == [None, "stored", "hit"]
-    assert not list((tmp_path / "cache").glob("*.tmp"))
+    assert not list((tmp_path / "cache").glob(".*"))
     # Another strategy from the same clients: they are not trained again, and their bytes count all the same.
     average, known = (
         simulate(tmp_path / name, "strategy=fedavg", *more) for name, more in (("d", []), ("e", [cache]))

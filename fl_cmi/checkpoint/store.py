@@ -3,7 +3,6 @@
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -15,14 +14,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fl_cmi.checkpoint.tree import Tree, pack, unpack
+from fl_cmi.files import check_header, settle, sha256_of, system_errors, whole
 
-__all__ = ["Busy", "Damaged", "Generation", "Part", "Store", "seal", "sha256_of"]
+__all__ = ["Busy", "Damaged", "Generation", "Part", "Store", "seal"]
 
 FORMAT = 1
 GENERATIONS = 2
 PATIENCE = 2.0  # seconds that a process which was killed may take to end
 LONGEST_MANIFEST = 2**24
-LONGEST_HEADER = 100 * 10**6  # bytes; safetensors' own limit
 
 
 class Damaged(ValueError):  # noqa: N818 - what a checkpoint is
@@ -114,12 +113,11 @@ class Store:
         tensors, text = pack(tree)
         draft = self.folder / f".{name}.tmp"
         try:
-            save_file(tensors, draft, {"tree": text})
-            sha, size = sha256_of(draft), draft.stat().st_size
-            part = Part(f"{name}-{sha[:16]}.safetensors", sha, size)
-            settle(draft, self.folder / part.file)
-        except SafetensorError as error:  # how the library tells of a full disk
-            raise OSError(str(error)) from error
+            with system_errors(self.folder):
+                save_file(tensors, draft, {"tree": text})
+                sha, size = sha256_of(draft), draft.stat().st_size
+                part = Part(f"{name}-{sha[:16]}.safetensors", sha, size)
+                settle(draft, self.folder / part.file)
         finally:
             draft.unlink(missing_ok=True)
         return part
@@ -135,12 +133,8 @@ class Store:
         made = Generation(newest + 1, dict(parts), dict(about))
         body = {"format": FORMAT, "parts": {k: asdict(v) for k, v in parts.items()}, "about": made.about}
         text = json.dumps({"seal": seal(body), **body})
-        draft = self.folder / ".manifest.tmp"
-        try:
+        with whole(self.manifest(made.number)) as draft:
             draft.write_text(text, encoding="utf-8")
-            settle(draft, self.manifest(made.number))
-        finally:
-            draft.unlink(missing_ok=True)
         self.kept = [*self.kept, made][-GENERATIONS:]
         self.prune()
         return made
@@ -214,8 +208,8 @@ class Store:
             Damaged: If its file holds no packed tree, or tells of more bytes than it has.
         """
         path = self.folder / part.file
-        check_header(path)
         try:
+            check_header(path)
             with safe_open(path, "pt") as file:
                 text = file.metadata()["tree"]
                 return unpack({name: file.get_tensor(name) for name in file.keys()}, text)  # noqa: SIM118
@@ -245,45 +239,6 @@ def taken(lock: IO[str]) -> bool:
     except OSError:
         return False
     return True
-
-
-def settle(draft: Path, path: Path) -> None:
-    """Give a draft its name once its bytes are on the disk, and flush the folder that knows the name."""
-    flush(draft)
-    draft.replace(path)
-    flush(path.parent)
-
-
-def flush(path: Path) -> None:
-    """Wait until a file or a folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def check_header(path: Path) -> None:
-    """Raise Damaged where a safetensors file promises more than it holds, before any memory is set aside for it."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, LONGEST_HEADER):
-            raise Damaged(f"{path.name}: its header would be longer than the file")
-        try:
-            header = json.loads(file.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-            beyond = any(not isinstance(end, int) or end > size - 8 - length for end in ends)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
-            raise Damaged(f"{path.name}: not a safetensors header") from None
-    if beyond:
-        raise Damaged(f"{path.name}: tensors would be larger than the file")
-
-
-def sha256_of(path: Path) -> str:
-    """Checksum (hex) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def seal(body: Mapping[str, Any]) -> str:

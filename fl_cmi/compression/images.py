@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 
 from fl_cmi.bank import Pool
 from fl_cmi.ensemble import Ensemble
+from fl_cmi.files import check_header
 from fl_cmi.rng import stream
 from fl_cmi.synthesis.synthesizers import Synthesizer
 from fl_cmi.types import ConfigError, Images, Task
@@ -104,16 +104,22 @@ class Saved:
     def __call__(self, teacher: Ensemble, task: Task, real: Images, seed: int) -> Pool:
         """The images and the labels that they were aimed at; cached log-probabilities are the model's own."""
         key = "calibration.path"
+        path = Path(self.path).expanduser()
         try:
-            found = load_file(Path(self.path).expanduser())
-            x, y = found["pixels"], found["targets"]
-        except (SafetensorError, OSError, KeyError) as error:
+            check_header(path)
+            with safe_open(path, "pt") as file:  # no more is read than is used
+                x, y = file.get_tensor("pixels"), file.get_tensor("targets")
+        except (SafetensorError, OSError, ValueError) as error:
             raise ConfigError(key, self.path, f"a pool with pixels and targets ({error})") from error
         if len(x) == 0:
             raise ConfigError(key, self.path, "a pool with at least one image")
         if tuple(x.shape[1:]) != tuple(task.shape) or x.dtype != torch.uint8:
             raise ConfigError(
                 key, self.path, f"uint8 images of {task.shape}, not {tuple(x.shape[1:])} {x.dtype}"
+            )
+        if y.shape != x.shape[:1] or y.dtype != torch.int64 or not 0 <= y.min() <= y.max() < task.num_classes:
+            raise ConfigError(
+                key, self.path, f"int64 targets of 0 to {task.num_classes - 1}, one for each image"
             )
         kept = len(x) if self.images is None else min(self.images, len(x))
         return labelled(Images(x[-kept:], y[-kept:], task.num_classes), teacher)

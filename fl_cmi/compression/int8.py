@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fl_cmi.compression.onnx_export import save_onnx
-from fl_cmi.report.whole import whole
+from fl_cmi.files import whole
 from fl_cmi.types import ConfigError, Shape
 
 __all__ = ["Executable", "Int8", "load_int8"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fl_cmi.files import whole
 from fl_cmi.types import Shape
 
 __all__ = ["save_onnx"]
@@ -33,23 +34,24 @@ def save_onnx(model: nn.Module, shape: Shape, path: Path, tolerance: float = 1e-
     runtime = importlib.import_module("onnxruntime")
     batch = torch.export.Dim("batch", min=1, max=4096)
     x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            model,
-            (x,),
-            path,
-            dynamo=True,
-            dynamic_shapes=({0: batch},),
-            input_names=["images"],
-            output_names=["logits"],
-            external_data=False,
-            verbose=False,
-        )
-        expected = model(x)
-    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"images": x.numpy()})
-    distance = float((torch.from_numpy(found) - expected).abs().max() / expected.abs().max())
-    if distance > tolerance:
-        raise RuntimeError(f"onnxruntime's logits are {distance:.1e} of the largest away from PyTorch's")
+    with whole(path) as draft:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                model,
+                (x,),
+                draft,
+                dynamo=True,
+                dynamic_shapes=({0: batch},),
+                input_names=["images"],
+                output_names=["logits"],
+                external_data=False,
+                verbose=False,
+            )
+            expected = model(x)
+        session = runtime.InferenceSession(str(draft), providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {"images": x.numpy()})
+        distance = float((torch.from_numpy(found) - expected).abs().max() / expected.abs().max())
+        if distance > tolerance:
+            raise RuntimeError(f"onnxruntime's logits are {distance:.1e} of the largest away from PyTorch's")
     return distance

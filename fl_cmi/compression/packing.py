@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fl_cmi.compression.calibration import layers
 from fl_cmi.compression.quantizer import codes, from_codes
 from fl_cmi.compression.simulated import Quantized, quantized_layers
-from fl_cmi.report.whole import whole
+from fl_cmi.files import whole
 from fl_cmi.types import ConfigError, State
 
 __all__ = ["load", "pack", "save", "size", "unpack", "Size"]

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Any
 import torch
 from flwr.app import Message, MessageType, MetricRecord, RecordDict
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 
 from fl_cmi.compose import Config, bad_clients
 from fl_cmi.data.dataset import Dataset
 from fl_cmi.federated.method import ClientMethod
+from fl_cmi.files import whole
 from fl_cmi.flower.client import CONFIG
 from fl_cmi.flower.records import ARRAYS, METRICS, from_record, partition_id, to_record
 from fl_cmi.partition import Partition
@@ -31,6 +31,7 @@ Ask = Callable[[list[Message]], list[Message]]
 PACKAGE = Path(__file__).resolve().parents[1]
 CODE = (
     "flower/client.py",
+    "compose.py",
     "training.py",
     "session.py",
     "losses.py",
@@ -154,12 +155,8 @@ class TeacherCache:
         state = from_record(reply.content.array_records[ARRAYS])
         # The order of names is a part of the answer, and a safetensors file has its own.
         about = json.dumps({"names": list(state), "metrics": dict(reply.content.metric_records[METRICS])})
-        draft = self.folder / f".{key}.{os.getpid()}.tmp"
-        try:
-            draft.write_bytes(save(state, {"about": about, "seal": of_text(about + digest(state))}))
-            draft.replace(self.path(key))
-        finally:
-            draft.unlink(missing_ok=True)
+        with whole(self.path(key)) as draft:
+            save_file(state, draft, {"about": about, "seal": of_text(about + digest(state))})
 
     def path(self, key: str) -> Path:
         """Where a reply is kept."""

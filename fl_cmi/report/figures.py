@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from torch import Tensor
 
+from fl_cmi.files import whole
 from fl_cmi.report.units import percent
-from fl_cmi.report.whole import whole
 
 __all__ = ["curves", "partition_heatmap", "synthetic_grid"]
 

@@ -8,10 +8,10 @@ from typing import Any
 from safetensors.torch import save_file
 
 from fl_cmi.bank import Pool
+from fl_cmi.files import whole
 from fl_cmi.report.figures import curves, synthetic_grid
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.summary import write_json
-from fl_cmi.report.whole import whole
 from fl_cmi.types import State
 
 __all__ = ["save_state", "saving_on_failure", "write_results"]

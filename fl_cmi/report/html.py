@@ -5,12 +5,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from fl_cmi.files import whole
 from fl_cmi.report.attacks import attack_lines, client_marks
 from fl_cmi.report.compression import report_line
 from fl_cmi.report.elements import bar, bullets, cards, flat, page, pairs, picture, section, table
 from fl_cmi.report.measured import measured_rows
 from fl_cmi.report.units import byte_size, duration, percent
-from fl_cmi.report.whole import whole
 
 __all__ = ["write_distillation", "write_report"]
 

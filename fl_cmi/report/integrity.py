@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fl_cmi.checkpoint.store import seal, sha256_of
+from fl_cmi.checkpoint.store import seal
+from fl_cmi.files import sha256_of
 from fl_cmi.report.summary import write_json
 
 __all__ = ["NAME", "read_integrity", "results", "write_integrity"]

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from fl_cmi.files import whole
 from fl_cmi.report.metrics import plain
-from fl_cmi.report.whole import whole
 from fl_cmi.types import State
 
 __all__ = ["commit", "digest", "json_safe", "provenance", "versions", "write_json"]
