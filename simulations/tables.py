@@ -20,7 +20,7 @@ COLUMNS: dict[str, str] = {
     "precision": "precision",
     "recall": "recall",
     "confidence": "confidence",
-    "seconds": "seconds",
+    "seconds": "wall s",
     "teacher_passes": "teacher passes",
     "images": "images",
 }
@@ -30,7 +30,7 @@ PERCENT = {"accuracy", "agreement", "precision", "recall", "confidence"}
 
 
 def row_of(summary: dict[str, Any]) -> dict[str, float]:
-    """The columns of one run; shares are fractions of 1, seconds those that the budget is for."""
+    """The columns of one run; shares are fractions of 1, seconds of the wall clock in what the budget is for."""
     synthetic, seconds = summary["synthetic"], summary["seconds"]
     measures = ("diversity", "balance", "frechet", "precision", "recall", "confidence")
     return {
@@ -73,7 +73,7 @@ def markdown(teacher: dict[str, Any], results: Results, budget: float) -> str:
     ordered = sorted(rows.items(), key=lambda item: -fmean(row["accuracy"] for row in item[1]))
     real = teacher["synthetic"]["diversity_real"]
     lines = [
-        f"Teacher {100 * teacher['teacher']['accuracy']:.2f} %, {budget:g} s of synthesis and distillation each,"
+        f"Teacher {100 * teacher['teacher']['accuracy']:.2f} %, {budget:g} CPU s of synthesis and distillation each,"
         f" {teacher['threads']} threads; diversity of real images {real:.3g}. Accuracy of the last step on test"
         " images; mean +- standard deviation over seeds.",
         "",
