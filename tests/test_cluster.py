@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from two_machines import Machine, marked, two_machines
 
+from fl_cmi.flower.ray_pool import room
 from fl_cmi.flower.ray_session import check_reachable
 from fl_cmi.flower.surroundings import Surroundings, describe
 from fl_cmi.types import ConfigError
+from simulations.bench.scale import UNITS, plan
 
 RUN = (
     "data=synthetic",
@@ -140,3 +142,20 @@ def test_what_differs_is_named() -> None:
     assert str(there.mistake(here, "10.0.0.2")).endswith(f"there torch 1.0, here {here.needed['torch']}")
     missing = Surroundings(here.needed, here.nice, ("data.root", None, "no such folder"))
     assert str(missing.mistake(here, "10.0.0.2")) == "data.root=None: on 10.0.0.2: no such folder"
+
+
+def test_a_machine_holds_as_many_actors_as_each_of_its_resources_allows() -> None:
+    machine = {"CPU": 4.0, "GPU": 1.0, "memory": 1e9}
+    assert room(machine, {"num_cpus": 1, "num_gpus": 0}) == 4
+    assert room(machine, {"num_cpus": 0.1, "num_gpus": 0}) == 40, "ten tenths are one"
+    assert room(machine, {"num_cpus": 1, "num_gpus": 0.5}) == 2
+    assert room({"CPU": 8.0}, {"num_cpus": 1, "num_gpus": 0.5}) == 0
+
+
+def test_the_plan_grows_where_it_says() -> None:
+    ones = dict.fromkeys(UNITS, 1.0)
+    small, large = plan(ones, 1000, 10, 4), plan(ones, 1000, 20, 4)
+    same = {"synthesis", "distillation", "start of the run"}
+    assert {name for name in small if small[name] == large[name]} == same
+    assert large["labels"] == 2 * small["labels"]
+    assert plan(ones, 2000, 10, 4)["start of the run"] == 2 * small["start of the run"]
