@@ -13,7 +13,7 @@ import pytest
 from two_machines import Machine, marked, two_machines
 
 from fl_cmi.flower.ray_pool import room
-from fl_cmi.flower.ray_session import check_reachable
+from fl_cmi.flower.ray_session import reachable
 from fl_cmi.flower.surroundings import Surroundings, describe
 from fl_cmi.types import ConfigError
 from simulations.bench.scale import UNITS, plan
@@ -125,14 +125,23 @@ def test_an_address_where_nobody_answers_is_told_at_once() -> None:
         nobody.bind(("127.0.0.1", 0))  # and does not listen
         address = f"127.0.0.1:{nobody.getsockname()[1]}"
         with pytest.raises(ConfigError, match="nobody answers there") as caught:
-            check_reachable(address)
+            reachable(address)
     assert (caught.value.key, caught.value.value) == ("backend.address", address)
+
+
+def test_a_port_of_something_else_is_told_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fl_cmi.flower.ray_session.CONNECT_LIMIT", 1.0)
+    with socket.socket() as mute:
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        with pytest.raises(ConfigError, match="what answers there is no Ray"):
+            reachable(f"127.0.0.1:{mute.getsockname()[1]}")
 
 
 @pytest.mark.parametrize("address", ["local", "ray://head:10001", "head", "head:port", ":6379", "head:99999"])
 def test_an_address_that_is_none_is_refused(address: str) -> None:
     with pytest.raises(ConfigError, match="auto, host:port, or null"):
-        check_reachable(address)
+        reachable(address)
 
 
 def test_what_differs_is_named() -> None:

@@ -10,7 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import ray
+from ray._private.services import (
+    canonicalize_bootstrap_address,
+)  # Ray is pinned, and has no other name for it
 
 from fl_cmi.interrupt import signals_wait
 from fl_cmi.types import ConfigError
@@ -79,7 +83,7 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         yield
         return
     if address is not None:
-        check_reachable(address)
+        address = reachable(address)
     folder: str | None = None
     path = os.pathsep.join(dict.fromkeys([*filter(None, sys.path), *_python_path()]))
     try:
@@ -106,23 +110,36 @@ def ray_session(address: str | None = None) -> Iterator[None]:
             remove_session(Path(folder))
 
 
-def check_reachable(address: str) -> None:
-    """Raise ConfigError where nobody listens: Ray itself would try for minutes, in many lines.
+def reachable(address: str) -> str:
+    """The cluster's `host:port`, where somebody answers: Ray itself would try for minutes, in many lines.
 
-    `auto` is looked at where the environment says what it means; otherwise Ray looks for a cluster on this machine.
+    Args:
+        address: `host:port`, or `auto`, which is looked up as Ray does.
+
+    Raises:
+        ConfigError: Anything else, or no answer within `CONNECT_LIMIT`.
     """
-    means = os.environ.get("RAY_ADDRESS") or address if address == "auto" else address
-    if means == "auto":
-        return
+    wanted = "a running Ray cluster (auto or host:port), or null to start one"
+    try:
+        means = str(canonicalize_bootstrap_address(address)) if address == "auto" else address
+    except ConnectionError as error:
+        raise ConfigError("backend.address", address, f"{wanted}; {_one_line(error)}") from None
     host, _, port = means.rpartition(":")
     if not (host and port.isdigit() and int(port) < 2**16) or "/" in host:
-        raise ConfigError("backend.address", means, "auto, host:port, or null for a Ray of our own")
+        raise ConfigError("backend.address", means, wanted)
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_LIMIT).close()
     except OSError as error:
         reason = error.strerror or str(error)
-        allowed = f"the address of a running Ray cluster's head; nobody answers there ({reason})"
-        raise ConfigError("backend.address", means, allowed) from None
+        raise ConfigError("backend.address", means, f"{wanted}; nobody answers there ({reason})") from None
+    if os.environ.get("RAY_USE_TLS") == "1":  # the handshake needs certificates, which are Ray's to read
+        return means
+    with grpc.insecure_channel(means, [("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(CONNECT_LIMIT)
+        except grpc.FutureTimeoutError:
+            raise ConfigError("backend.address", means, f"{wanted}; what answers there is no Ray") from None
+    return means
 
 
 def remove_session(folder: Path) -> None:

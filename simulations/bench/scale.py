@@ -82,15 +82,6 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def grown(make: Callable[[], object], number: int) -> float:
-    """Bytes of memory for each of `number` things, all of which `make` returns."""
-    before = resident()
-    kept = make()
-    gained = (resident() - before) / number
-    del kept
-    return gained
-
-
 def empty_app(config_json: str, partition: Partition) -> ClientApp:
     """Clients that send a model back as it is: what is left is carrying."""
     app = ClientApp()
@@ -120,6 +111,35 @@ def tensor_bytes(states: State) -> int:
     return sum(value.numel() * value.element_size() for value in states.values())
 
 
+def replies(state: State, number: int) -> list[Message]:
+    """Updates of so many clients, as they arrive."""
+    made = []
+    for client in range(number):
+        update = Update(client, 400, torch.full((10,), 40), copy.deepcopy(state))
+        made.append(Message(pack_update(update, {"loss": 0.1}), dst_node_id=client, message_type="train"))
+    return made
+
+
+def memory_costs(config: dict[str, Any]) -> Coefficients:
+    """Of what a round holds: measured first, because later on memory is used again that was freed before."""
+    what, number = task(dataset(config)), 200
+    state, kept, sizes = make_model(config["model"], what, 0).state_dict(), list[object](), [resident()]
+
+    def keep(things: object) -> None:
+        kept.append(things)
+        sizes.append(resident())
+
+    keep([Teacher(k, 400, torch.ones(10), make_model(config["model"], what, k)) for k in range(number)])
+    keep(messages := replies(state, number))
+    keep(unpack_updates(messages))
+    generator = build(config["synthesizer"]["inversion"]["source"]["generator"], "generator")(what.shape)
+    return {
+        "teacher": (sizes[1] - sizes[0]) / number,
+        "held": (sizes[3] - sizes[1]) / number,
+        "generator": 3 * tensor_bytes(dict(generator.named_parameters())),  # Adam keeps two more of each
+    }
+
+
 def client_side_costs(config: dict[str, Any]) -> Coefficients:
     """Of training, and of an update on its way and in the driver."""
     side, partition = client_side(json.dumps(config)), make_partition(config, dataset(config))
@@ -131,27 +151,15 @@ def client_side_costs(config: dict[str, Any]) -> Coefficients:
         side.local(model, images, stream(0, "scale"), side.device)
 
     seconds = cpu_seconds(train, 1) / (len(images) * config["local"]["epochs"])
-    counts, content = images.class_counts(), RecordDict()
-
-    def replies(number: int) -> list[Message]:
-        made = []
-        for client in range(number):
-            content = pack_update(Update(client, 400, counts, copy.deepcopy(state)), {"loss": 0.1})
-            made.append(Message(content, dst_node_id=client, message_type="train"))
-        return made
-
-    few, many = replies(20), replies(120)
+    few, many = replies(state, 20), replies(state, 120)
 
     def unpack(messages: list[Message]) -> None:
         updates = unpack_updates(messages)
         for name in updates[0].state:
             torch.stack([update.state[name].double() for update in updates]).mean(dim=0)
 
-    content = many[0].content
     unpacked = (cpu_seconds(partial(unpack, many)) - cpu_seconds(partial(unpack, few))) / 100
-    held = grown(partial(unpack_updates, many), 120) + grown(partial(replies, 120), 120)
-    size = content_bytes(Message(content, dst_node_id=0, message_type="train"))
-    return {"train": seconds, "update": size, "unpack": unpacked, "held": held, "state": tensor_bytes(state)}
+    return {"train": seconds, "update": content_bytes(many[0]), "unpack": unpacked}
 
 
 def ray_costs(config: dict[str, Any]) -> Coefficients:
@@ -188,20 +196,12 @@ def ray_costs(config: dict[str, Any]) -> Coefficients:
 def server_costs(config: dict[str, Any]) -> Coefficients:
     """Of the ensemble and of what is done with it."""
     what, few, many = task(dataset(config)), 2, 10
-    made: list[Teacher] = []
-
-    def teachers() -> list[Teacher]:
-        return [
-            Teacher(k, 400, torch.full((10,), 40), make_model(config["model"], what, k)) for k in range(200)
-        ]
-
-    found = {"teacher": grown(teachers, 200)}
-    made = teachers()[:many]
+    made = [Teacher(k, 400, torch.full((10,), 40), make_model(config["model"], what, k)) for k in range(many)]
     combine = build(config["combine"], "combine")
     small, large = Ensemble(made[:few], combine), Ensemble(made, combine)
     x, student = torch.rand(128, *what.shape, generator=stream(0, "x")), make_model(config["model"], what, 1)
     label = [cpu_seconds(partial(ensemble.label, x)) for ensemble in (small, large)]
-    found["label"] = (label[1] - label[0]) / (many - few) / len(x)
+    found = {"label": (label[1] - label[0]) / (many - few) / len(x)}
     synthesizer = build(config["synthesizer"], "synthesizer")
     steps = config["synthesizer"]["inversion"]["steps"]
 
@@ -209,10 +209,6 @@ def server_costs(config: dict[str, Any]) -> Coefficients:
         return cpu_seconds(lambda: maker(ensemble, student, what, stream(0, "scale")), 1) / steps
 
     found["step"] = invert(synthesizer, large)
-    generator = build(config["synthesizer"]["inversion"]["source"]["generator"], "generator")(what.shape)
-    found["generator"] = 3 * tensor_bytes(dict(generator.named_parameters()))  # Adam keeps two more of each
-        value.numel() * value.element_size() for value in values
-    )  # Adam keeps two more
     joint_node = {**config["synthesizer"], "_target_": "fl_cmi.synthesis.synthesizers.Joint"}
     joint = build(joint_node, "synthesizer")
     found["joint"] = (invert(joint, large) - invert(joint, small)) / (many - few)
@@ -266,7 +262,7 @@ def main() -> None:
     torch.set_num_threads(1)
     LocalGrid(ClientApp(), 1)  # Flower's messages take their sender from a global that a grid sets
     config = compose_config(list(SETTINGS))
-    found = client_side_costs(config) | server_costs(config) | ray_costs(config)
+    found = memory_costs(config) | ray_costs(config) | client_side_costs(config) | server_costs(config)
     for name, unit in UNITS.items():
         value = byte_size(round(found[name])) if unit.startswith("bytes") else f"{1e3 * found[name]:.3g} ms"
         print(f"{name:10} {value:>10}  {unit.replace('s of', 'of', 1) if unit.startswith('s ') else unit}")
@@ -274,7 +270,7 @@ def main() -> None:
     columns = [plan(found, *sizes) for sizes in PLANS]
     for row in columns[0]:
         told = byte_size if row in ("driver", "sent") else duration
-        print(f"{row:26}" + "".join(f"{told(round(column[row], 3)):>26}" for column in columns))
+        print(f"{row:26}" + "".join(f"{told(round(column[row], 3)):>31}" for column in columns))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
