@@ -140,7 +140,7 @@ def test_a_port_of_something_else_is_told_within_the_limit(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("address", ["local", "ray://head:10001", "head", "head:port", ":6379", "head:99999"])
 def test_an_address_that_is_none_is_refused(address: str) -> None:
-    with pytest.raises(ConfigError, match="auto, host:port, or null"):
+    with pytest.raises(ConfigError, match=r"a running Ray cluster \(auto or host:port\), or null"):
         reachable(address)
 
 

@@ -245,7 +245,9 @@ def plan(c: Coefficients, clients: int, sampled: int, actors: int, images: int =
         "distillation": 2500 * c["distill"],
         "joint synthesis instead": 2500 * (c["step"] + sampled * c["joint"]),
         "start of the run": clients * c["idle"],
-        "driver": clients * c["context"] + sampled * (c["held"] + c["teacher"] + c["generator"]),
+        "driver": clients * c["context"]
+        + sampled * (c["held"] + c["teacher"] + c["generator"])
+        + 24_576 * c["pooled"],
         "sent": 2 * sampled * c["update"],
     }
 
