@@ -261,6 +261,7 @@ def summarize(
         "bytes": {"up": outcome.bytes_up, "down": outcome.bytes_down},
         "partition": partition.manifest(),
         "failures": outcome.failures,
+        "served": outcome.served,
         "server_seconds": outcome.server_seconds,
         "strategy": strategy_name(config),
         "rounds": config["rounds"],

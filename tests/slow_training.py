@@ -3,13 +3,24 @@
 import os
 import signal
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
+import ray
 from torch import nn
 
+from fl_cmi.data.dataset import Dataset
+from fl_cmi.data.synthetic import load
 from fl_cmi.training import LocalTraining
-from fl_cmi.types import Images
+from fl_cmi.types import ConfigError, Images
+
+
+def synthetic_or_nothing(**options: Any) -> Dataset:
+    """The synthetic data set, but for machines where it is not there."""
+    if "FL_CMI_NO_DATA" in os.environ:
+        raise ConfigError("data.root", "/data", "no such folder")
+    return load(**options)
 
 
 class Faulty(LocalTraining):
@@ -34,4 +45,24 @@ class Faulty(LocalTraining):
             raise OSError("disk is damaged")
         if first:
             os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(model, images, *rest, **more)
+
+
+class Paced(LocalTraining):
+    """Plain training that takes a while, and tells which machine does it.
+
+    Args:
+        folder: Gets a file for each beginning, named by the machine's address.
+        seconds: To wait before each.
+        training: Arguments of plain training.
+    """
+
+    def __init__(self, folder: str, seconds: float, **training: Any) -> None:
+        super().__init__(**training)
+        self.folder, self.seconds = Path(folder), seconds
+
+    def __call__(self, model: nn.Module, images: Images, *rest: Any, **more: Any) -> dict[str, float]:
+        if ray.is_initialized():
+            (self.folder / f"{ray.util.get_node_ip_address()}-{uuid.uuid4().hex}").touch()
+            time.sleep(self.seconds)
         return super().__call__(model, images, *rest, **more)

@@ -8,6 +8,7 @@ import uuid
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.app.metadata import Metadata
@@ -31,11 +32,13 @@ class LiveGrid(Grid):
         on_retry: Called with the node id, the kind and a line when a client is asked again.
         partition_ids: Partition id of each node id, where the grid knows; elsewhere the nodes have to be
             asked.
+        served: Good replies by the address of the machine they came from, on a cluster; elsewhere nothing.
     """
 
     on_reply: Callable[[Message], None] | None = None
     on_retry: Callable[[int, Kind, str], object] | None = None
     partition_ids: Mapping[int, int] | None = None
+    served: Mapping[str, int] = MappingProxyType({})
 
     def report(self, reply: Message) -> Message:
         """Pass `reply` to who listens, and on."""

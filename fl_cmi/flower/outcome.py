@@ -21,6 +21,7 @@ class Outcome:
         bytes_up: Payload that clients sent, over all rounds.
         bytes_down: Payload that clients received, over all rounds.
         failures: Clients that failed and were dropped.
+        served: Good replies by the machine they came from, on a cluster, in this process.
         server_seconds: What the server did between the clients' replies and the new global model, over all rounds:
             seconds by the `wall` and of the `cpu` (all threads of this process).
     """
@@ -32,4 +33,5 @@ class Outcome:
     bytes_up: int = 0
     bytes_down: int = 0
     failures: list[dict[str, object]] = field(default_factory=list)
+    served: dict[str, int] = field(default_factory=dict)
     server_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(CLOCKS, 0.0))

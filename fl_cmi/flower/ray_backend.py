@@ -1,6 +1,7 @@
 """Clients on Ray actors: as many processes at once as fit on this machine or on a cluster."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import ray
 
@@ -8,6 +9,7 @@ from fl_cmi.flower.backend import MakeApp, Serve, check_timeouts, flower_log
 from fl_cmi.flower.client import client_app
 from fl_cmi.flower.ray_grid import RayGrid
 from fl_cmi.flower.ray_session import ClientResources, num_actors_that_fit, ray_session
+from fl_cmi.flower.surroundings import describe
 from fl_cmi.partition import Partition
 from fl_cmi.types import ConfigError
 
@@ -19,7 +21,8 @@ class RayBackend:
 
     Args:
         address: None for a Ray of our own on this machine, with the CPUs and GPUs it finds (limits of a
-            container count); `auto` or `host:port` for a cluster, all of whose machines have joined before.
+            container count); `auto` or `host:port` for a cluster (docs/cluster.md), which stays up afterwards.
+            Its machines may join and be lost on the way.
         num_actors: Clients at work at once; None for as many as fit.
         client_resources: What Ray sets aside for one client: `num_cpus` (1) and `num_gpus` (0).
         retries: How often a client is asked again after its process died.
@@ -56,6 +59,12 @@ class RayBackend:
         """As `fl_cmi.flower.backend.Backend`."""
         with flower_log(), ray_session(self.address):
             num_actors = num_actors_that_fit(self.client_resources, num_clients, self.num_actors)
+            describing = None
+            if self.address is not None:
+                # Machines may join later, and have the room that is not there now.
+                num_actors = min(self.num_actors or num_clients, num_clients)
+                # An app that is not the package's has its own data.
+                describing = partial(describe, config_json if make_app is client_app else None)
             grid = RayGrid(
                 make_app,
                 (config_json, ray.put(partition)),
@@ -65,6 +74,7 @@ class RayBackend:
                 self.retries,
                 self.timeout,
                 self.client_timeout,
+                describing,
             )
             try:
                 serve(grid)

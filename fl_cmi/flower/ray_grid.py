@@ -8,7 +8,7 @@ messages.
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,11 +17,20 @@ import ray
 from flwr.app import Context, Message, RecordDict
 from flwr.app.metadata import Metadata
 from flwr.clientapp import ClientApp
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, WorkerCrashedError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    WorkerCrashedError,
+)
 
 from fl_cmi.flower.failure import BackendFailure, cause_of_death, failed
 from fl_cmi.flower.grid import Deadline, PartitionGrid, answer, delivered, number
 from fl_cmi.flower.ray_arrays import send_arrays_as_arrays
+from fl_cmi.flower.ray_pool import LOOK, ActorHandle, ActorPool, Describe
+from fl_cmi.flower.surroundings import Surroundings
 
 __all__ = ["RayGrid"]
 
@@ -30,8 +39,8 @@ log = logging.getLogger(__name__)
 START_LIMIT = 300.0
 """Seconds after which actors that do not come up are given up: others hold the cluster's resources."""
 
-ActorHandle = Any
-"""Ray has no type for the handle of an actor."""
+DEATHS = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError, ObjectLostError)
+"""What Ray raises when a process is gone, or what it had made is gone with its machine."""
 
 
 @ray.remote(max_restarts=0)
@@ -47,8 +56,9 @@ class Worker:
         send_arrays_as_arrays()
         self._app = make_app(*args)
 
-    def ready(self) -> None:
-        """Answer once the process is up."""
+    def ready(self, describe: Describe | None = None) -> Surroundings | None:
+        """Answer once the process is up, with what it finds around it if that is wanted."""
+        return None if describe is None else describe()
 
     def run(
         self, metadata: Metadata, content: RecordDict, context: Context
@@ -67,6 +77,7 @@ class Job:
         content: Its content in the object store.
         retries: How often it may be given to another actor yet.
         actor: Who works on it.
+        died_on: Address of the machine where the last one who did has died.
         context: The client's context afterwards, in the object store.
         deadline: Until when it has to be done.
     """
@@ -76,6 +87,7 @@ class Job:
     content: ray.ObjectRef
     retries: int
     actor: ActorHandle = None
+    died_on: str = ""
     context: Any = None
     deadline: Deadline = field(default_factory=Deadline.within)
 
@@ -92,11 +104,13 @@ class RayGrid(PartitionGrid):
         make_app: Importable by name in other processes; makes the client app from `args`.
         args: Arguments of `make_app`; object references are given as what they refer to.
         num_clients: Number of clients.
-        num_actors: Clients at work at once.
+        num_actors: Clients at work at once, at most; fewer while there is no room for more.
         actor_options: Ray's options for an actor, such as `num_cpus`.
         retries: How often a client is asked again after its process died; it then does its work twice.
         timeout: Seconds for all replies of a `send_and_receive`; who is late is killed.
         client_timeout: Seconds for one reply, from when an actor begins with it.
+        describe: On a cluster: what has to be alike on all machines. What clients keep is then brought to this
+            machine, where it outlives theirs, and `served` counts.
     """
 
     def __init__(
@@ -109,37 +123,38 @@ class RayGrid(PartitionGrid):
         retries: int = 1,
         timeout: float | None = None,
         client_timeout: float | None = None,
+        describe: Describe | None = None,
     ) -> None:
         super().__init__(num_clients)
         send_arrays_as_arrays()
-        self._make_app, self._args = make_app, args
-        self._options, self._retries = actor_options or {}, retries
-        self._timeout, self._client_timeout = timeout, client_timeout
+        self._retries, self._timeout, self._client_timeout = retries, timeout, client_timeout
         self._contexts = {client: ray.put(self.fresh_context(client)) for client in range(num_clients)}
-        self._idle: list[ActorHandle] = []
-        self._starting: dict[ray.ObjectRef, ActorHandle] = {}
         self._busy: dict[ray.ObjectRef, Job] = {}
-        self._stillborn = 0
         self._last_sign = time.monotonic()
-        self._num_actors = num_actors
-        for _ in range(num_actors):
-            self._start_actor()
+        self._cluster, self._served = describe is not None, Counter[str]()
+        self.served = self._served
+
+        def make(options: Mapping[str, Any]) -> ActorHandle:
+            return Worker.options(**options).remote(make_app, *args)  # type: ignore[attr-defined]
+
+        self._pool = ActorPool(make, actor_options or {}, num_actors, retries, describe)
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """The clients' replies, in the order of the messages."""
         messages = number(messages)
         deadline = Deadline.within(timeout, self._timeout)
         todo = deque(self._jobs(messages))
+        self._pool.fill()
         replies: dict[int, Message] = {}
         self._last_sign = time.monotonic()
         try:
             while todo or self._busy:
-                while todo and self._idle:
+                while todo and self._pool.idle:
                     self._dispatch(todo.popleft())
                 done = self._wait(deadline)
                 for reference in done:
-                    if reference in self._starting:
-                        self._actor_came_up(reference)
+                    if reference in self._pool.starting:
+                        self._pool.came_up(reference)
                         continue
                     job = self._busy.pop(reference)
                     reply = self._collect(reference, job)
@@ -172,9 +187,8 @@ class RayGrid(PartitionGrid):
 
     def close(self) -> None:
         """End all actors."""
-        for actor in [*self._idle, *self._starting.values(), *(job.actor for job in self._busy.values())]:
-            ray.kill(actor)
-        self._idle, self._starting, self._busy = [], {}, {}
+        self._pool.close()
+        self._busy = {}
 
     def _jobs(self, messages: list[Message]) -> list[Job]:
         """The messages with their contents in the object store, each distinct one once."""
@@ -186,7 +200,7 @@ class RayGrid(PartitionGrid):
 
     def _dispatch(self, job: Job) -> None:
         """Give a job to an idle actor."""
-        job.actor = self._idle.pop()
+        job.actor = self._pool.take(but_not=job.died_on)
         reply, job.context = job.actor.run.options(num_returns=2).remote(
             job.message.metadata, job.content, self._contexts[job.client]
         )
@@ -202,31 +216,39 @@ class RayGrid(PartitionGrid):
             del late[reference]
         for reference, job in late.items():
             del self._busy[reference]
-            self._replace(job.actor)
+            self._pool.replace(job.actor)
         return list(late.values())
 
     def _wait(self, deadline: Deadline) -> list[ray.ObjectRef]:
         """What has finished: at least one reply or one actor, unless the deadline has come."""
         # Without work under way, only actors are awaited, and those may never come.
         ends = [job.deadline.left for job in self._busy.values()] or [START_LIMIT]
-        patience = min(deadline.left, *ends)
-        running = [*self._busy, *self._starting]
+        patience = min(deadline.left, *ends, float("inf") if self._pool.full else LOOK)
+        running = [*self._busy, *self._pool.starting]
         timeout = None if patience == float("inf") else patience
-        done, _ = ray.wait(running, num_returns=1, timeout=timeout)
+        done: list[ray.ObjectRef] = []
+        if running:
+            done, _ = ray.wait(running, num_returns=1, timeout=timeout)
+        else:  # until a machine has room
+            time.sleep(patience)
+        self._pool.look()
         if done:
             self._last_sign = time.monotonic()
         elif deadline.left and not self._busy and time.monotonic() - self._last_sign >= START_LIMIT:
             raise BackendFailure(
                 f"no Ray actor came up in {START_LIMIT:g} s; the cluster may be taken by others"
             )
-        return list(done)
+        return done
 
     def _collect(self, reference: ray.ObjectRef, job: Job) -> Message | None:
         """A job's final reply; None where its actor died and another one is to try."""
         try:
             reply, trace = ray.get(reference)
-        except (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError) as error:
-            self._replace(job.actor)
+            # A machine that is lost takes what lies in its object store along.
+            context = ray.put(ray.get(job.context)) if self._cluster else job.context
+        except DEATHS as error:
+            job.died_on = self._pool.address(job.actor)
+            self._pool.replace(job.actor)
             log.warning("client %d: its process died; %d retries left; %s", job.client, job.retries, error)
             kind, reason = cause_of_death(f"{type(error).__name__}: {error}")
             if job.retries:
@@ -236,47 +258,20 @@ class RayGrid(PartitionGrid):
                 return None
             return failed(job.message, reason, kind)
         except RayError as error:  # such as a context lost with its machine
-            self._idle.append(job.actor)
+            self._pool.idle.append(job.actor)
             log.error("client %d: %s", job.client, error)
             reason = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
             return failed(job.message, reason, "died")
-        self._idle.append(job.actor)
+        self._pool.idle.append(job.actor)
         if trace:
             log.error("client %d raised\n%s", job.client, trace)
         if not reply.has_error():
-            self._contexts[job.client] = job.context
+            self._contexts[job.client] = context
+            self._served[self._pool.address(job.actor)] += self._cluster
         return reply
-
-    def _start_actor(self) -> None:
-        """Start an actor; it gets work once it is up, since one on a lost machine may never be."""
-        actor = Worker.options(**self._options).remote(  # type: ignore[attr-defined]
-            self._make_app, *self._args
-        )
-        self._starting[actor.ready.remote()] = actor
-
-    def _actor_came_up(self, reference: ray.ObjectRef) -> None:
-        """Take an actor that is up into the pool, or replace it where it died on the way."""
-        actor = self._starting.pop(reference)
-        try:
-            ray.get(reference)
-        except RayError as error:
-            self._stillborn += 1
-            if self._stillborn > self._retries * self._num_actors:
-                kind, reason = cause_of_death(f"{type(error).__name__}: {error}")
-                told = reason if kind == "memory" else str(error).strip().splitlines()[-1]
-                raise BackendFailure(f"the clients' processes die while they start: {told}") from error
-            self._replace(actor)
-            return
-        self._stillborn = 0
-        self._idle.append(actor)
-
-    def _replace(self, actor: ActorHandle) -> None:
-        """End an actor, be it dead or not, and start another one in its place."""
-        ray.kill(actor)
-        self._start_actor()
 
     def _abandon(self) -> None:
         """Replace the actors that are still at work, on jobs that nobody waits for any more."""
         for job in self._busy.values():
-            self._replace(job.actor)
+            self._pool.replace(job.actor)
         self._busy = {}

@@ -3,13 +3,18 @@
 import logging
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import ray
+from ray._private.services import (
+    canonicalize_bootstrap_address,
+)  # Ray is pinned, and has no other name for it
 
 from fl_cmi.interrupt import signals_wait
 from fl_cmi.types import ConfigError
@@ -18,7 +23,10 @@ __all__ = ["ClientResources", "num_actors_that_fit", "ray_session"]
 
 log = logging.getLogger(__name__)
 
-_RAY_NAMES = {"num_cpus": "CPU", "num_gpus": "GPU"}
+CONNECT_LIMIT = 10.0
+"""Seconds for a cluster's head to answer."""
+
+RAY_NAMES = {"num_cpus": "CPU", "num_gpus": "GPU"}
 
 
 @dataclass(frozen=True)
@@ -42,8 +50,8 @@ class ClientResources:
         """
         for name, amount in (given or {}).items():
             key = f"backend.client_resources.{name}"
-            if name not in _RAY_NAMES:
-                raise ConfigError(key, amount, f"one of {', '.join(_RAY_NAMES)}")
+            if name not in RAY_NAMES:
+                raise ConfigError(key, amount, f"one of {', '.join(RAY_NAMES)}")
             if not isinstance(amount, int | float) or isinstance(amount, bool):
                 raise ConfigError(key, amount, "a number")
             if not 0 <= amount < float("inf") or (amount > 1 and amount != int(amount)):
@@ -69,11 +77,13 @@ def ray_session(address: str | None = None) -> Iterator[None]:
             session, and that no other process joins by accident.
 
     Raises:
-        ConfigError: No cluster at `address`.
+        ConfigError: No cluster at `address`, or one of another version.
     """
     if ray.is_initialized():
         yield
         return
+    if address is not None:
+        address = reachable(address)
     folder: str | None = None
     path = os.pathsep.join(dict.fromkeys([*filter(None, sys.path), *_python_path()]))
     try:
@@ -90,7 +100,7 @@ def ray_session(address: str | None = None) -> Iterator[None]:
     except (ConnectionError, ValueError, RuntimeError) as error:
         if address is None:
             raise
-        allowed = f"a running Ray cluster (auto or host:port), or null to start one; {_first_line(error)}"
+        allowed = f"a running Ray cluster (auto or host:port), or null to start one; {_one_line(error)}"
         raise ConfigError("backend.address", address, allowed) from error
     try:
         yield
@@ -98,6 +108,38 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         ray.shutdown()
         if folder is not None:
             remove_session(Path(folder))
+
+
+def reachable(address: str) -> str:
+    """The cluster's `host:port`, where somebody answers: Ray itself would try for minutes, in many lines.
+
+    Args:
+        address: `host:port`, or `auto`, which is looked up as Ray does.
+
+    Raises:
+        ConfigError: Anything else, or no answer within `CONNECT_LIMIT`.
+    """
+    wanted = "a running Ray cluster (auto or host:port), or null to start one"
+    try:
+        means = str(canonicalize_bootstrap_address(address)) if address == "auto" else address
+    except ConnectionError as error:
+        raise ConfigError("backend.address", address, f"{wanted}; {_one_line(error)}") from None
+    host, _, port = means.rpartition(":")
+    if not (host and port.isdigit() and int(port) < 2**16) or "/" in host:
+        raise ConfigError("backend.address", means, wanted)
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_LIMIT).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError("backend.address", means, f"{wanted}; nobody answers there ({reason})") from None
+    if os.environ.get("RAY_USE_TLS") == "1":  # the handshake needs certificates, which are Ray's to read
+        return means
+    with grpc.insecure_channel(means, [("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(CONNECT_LIMIT)
+        except grpc.FutureTimeoutError:
+            raise ConfigError("backend.address", means, f"{wanted}; what answers there is no Ray") from None
+    return means
 
 
 def remove_session(folder: Path) -> None:
@@ -122,13 +164,13 @@ def num_actors_that_fit(wanted: ClientResources, num_clients: int, num_actors: i
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     needed = {name: amount for name, amount in wanted.by_name.items() if amount}
     for name, amount in needed.items():
-        most = max((node.get(_RAY_NAMES[name], 0) for node in nodes), default=0)
+        most = max((node.get(RAY_NAMES[name], 0) for node in nodes), default=0)
         if amount > most:
             allowed = f"at most {most:g}, as no machine of this Ray has more"
             raise ConfigError(f"backend.client_resources.{name}", amount, allowed)
     # A client cannot be split over machines; 1e-9 makes ten tenths one.
     fitting = sum(
-        min(int(node.get(_RAY_NAMES[name], 0) / amount + 1e-9) for name, amount in needed.items())
+        min(int(node.get(RAY_NAMES[name], 0) / amount + 1e-9) for name, amount in needed.items())
         for node in nodes
     )
     if not fitting:
@@ -148,5 +190,5 @@ def _python_path() -> list[str]:
     return [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -10,6 +10,7 @@ from flwr.serverapp.strategy import Strategy
 from fl_cmi.checkpoint.run import Checkpoints
 from fl_cmi.compose import Config
 from fl_cmi.distillation.budget import CLOCKS
+from fl_cmi.flower.grid import LiveGrid
 from fl_cmi.flower.outcome import Outcome
 from fl_cmi.flower.participation import Participation, Remember
 from fl_cmi.flower.receipt import Receipt
@@ -90,4 +91,6 @@ def serve(
     )
     outcome.bytes_up, outcome.bytes_down = view.bytes_up, view.bytes_down
     outcome.failures = [asdict(failure) for failure in view.failures]
+    if isinstance(grid, LiveGrid):
+        outcome.served = {machine: number for machine, number in sorted(grid.served.items()) if number}
     return outcome

@@ -45,6 +45,12 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         for row in summary.get("failures", [])
     ]
     _lines(console, "Failures", failures, style="bold red" if failures else "bold")
+    if served := summary.get("served"):
+        _lines(
+            console,
+            "Clients' answers by machine",
+            [f"{machine}: {number:,}" for machine, number in served.items()],
+        )
     console.print()
 
 
