@@ -40,6 +40,12 @@ METHODS: dict[str, list[str]] = {
     "adaptive_deep_inversion": pixels("adaptive_deep_inversion"),
     "kw_bns": pixels("kw_bns"),
     "kw_bns_inception": pixels("kw_bns_inception"),
+    "kw_bns_inception_adam": [  # as in a later version of the authors' code: with SGD images hardly leave their start
+        *pixels("kw_bns_inception"),
+        "synthesizer.inversion.source.optimizer._target_=torch.optim.Adam",
+        "~synthesizer.inversion.source.optimizer.momentum",
+        "synthesizer.inversion.source.grid_every=20",
+    ],
     "dafl": generator("dafl"),
     "zskt": generator("zskt"),
     "dfad": generator("dfad"),
