@@ -14,6 +14,7 @@ __all__ = [
     "check",
     "check_distillation",
     "check_integer",
+    "check_server",
     "check_truth",
     "pick_device",
 ]
@@ -67,6 +68,22 @@ def check_distillation(config: Config) -> None:
         )
     pick_device(config["device"])
     check_nodes(config)
+
+
+def check_server(config: Config) -> None:
+    """Raise ConfigError for values of `server` that make no sense."""
+    settings = config["server"]
+    if not isinstance(settings, dict) or set(settings) != {"workers", "worker_cpus", "worker_gpus"}:
+        raise ConfigError("server", settings, "its keys, with values of their own")
+    workers, cpus, gpus = (settings[key] for key in ("workers", "worker_cpus", "worker_gpus"))
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+        raise ConfigError("server.workers", workers, "an integer >= 1, or null for none")
+    for key, value in (("worker_cpus", cpus), ("worker_gpus", gpus)):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 <= value < float("inf") or (value > 1 and value != int(value)):
+            raise ConfigError(f"server.{key}", value, "a whole number or a fraction of 1, not negative")
+    if cpus == 0:
+        raise ConfigError("server.worker_cpus", cpus, "a number > 0")
 
 
 def refuse(config: Config, keys: Sequence[str], program: str) -> None:

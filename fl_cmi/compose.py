@@ -32,6 +32,7 @@ from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
 from fl_cmi.rng import numpy_stream, stream
 from fl_cmi.sides import ClientSide, ServerSide
+from fl_cmi.synthesis.crew import Crew
 from fl_cmi.types import ConfigError, Task
 
 __all__ = [
@@ -244,9 +245,14 @@ def sharing(config: Config) -> Sharing:
 
 
 def server_side(
-    config: Config, data: Dataset, progress: Progress, log: MetricsLog, partition: Partition | None = None
+    config: Config,
+    data: Dataset,
+    progress: Progress,
+    log: MetricsLog,
+    partition: Partition | None = None,
+    crew: Crew | None = None,
 ) -> ServerSide:
-    """Build the server's side; what `partition` holds out is the server's."""
+    """Build the server's side; what `partition` holds out is the server's, and `crew` works for it."""
     held_out = None if partition is None else partition.held_out
     what = task(data)
     clients = Clients.of(config, data)
@@ -263,4 +269,5 @@ def server_side(
         log,
         sharing(config),
         None if held_out is None else data.train.subset(torch.from_numpy(held_out)),
+        crew,
     )

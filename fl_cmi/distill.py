@@ -39,6 +39,8 @@ from fl_cmi.report.progress import Progress
 from fl_cmi.report.summary import digest, provenance
 from fl_cmi.report.table import print_distillation
 from fl_cmi.rng import stream
+from fl_cmi.spread import crew_of, hired
+from fl_cmi.synthesis.crew import WorkerFailure, clocks_of
 from fl_cmi.training import LocalTraining
 from fl_cmi.types import ConfigError, Images, Teacher
 
@@ -64,7 +66,11 @@ def carry_on(
     progress, log = Progress(), MetricsLog(run_dir / "metrics.jsonl")
     torch.set_num_threads(config["threads"] or os.cpu_count() or 1)
     device, seed = pick_device(config["device"]), config["seed"]
-    budget_s, clock = checked_budget(config["budget_s"]), clock_called(config["budget_clock"])
+    crew = crew_of(config)
+    budget_s, clock = (
+        checked_budget(config["budget_s"]),
+        clock_called(config["budget_clock"], clocks_of(crew)),
+    )
     checkpoint = config["teacher"]["checkpoint"]
     with progress.phase("setup"):
         data = dataset(config)
@@ -87,40 +93,44 @@ def carry_on(
             with fitting(config["combine"], "combine"):
                 untrained.label(torch.zeros(2, *what.shape))
             synthesizer.check(untrained)
+        if crew is not None:
+            crew.check(synthesizer, schedule, what)
     checkpoints = Checkpoints(store, config, log, progress, start)
     if start is None:
         checkpoints.commit({})  # from here on the folder is this run's, also while the teacher is trained
-    if training is not None:
-        if checkpoints.has("teacher"):
-            teacher.load_state_dict(checkpoints.read("teacher"))
-        else:
-            with progress.phase("teacher"):
-                train(teacher, training, data.train, seed, device)
-        save_state(teacher.state_dict(), run_dir / "teacher.safetensors")
-    checkpoints.begin_transfer({"teacher": teacher.state_dict})
-    ensemble = alone(teacher, counts, combine).to(device)
+    with hired(crew):  # already now: without room for it, no teacher is trained
+        if training is not None:
+            if checkpoints.has("teacher"):
+                teacher.load_state_dict(checkpoints.read("teacher"))
+            else:
+                with progress.phase("teacher"):
+                    train(teacher, training, data.train, seed, device)
+            save_state(teacher.state_dict(), run_dir / "teacher.safetensors")
+        checkpoints.begin_transfer({"teacher": teacher.state_dict})
+        ensemble = alone(teacher, counts, combine).to(device)
 
-    def test_accuracy(model: nn.Module) -> float:
-        return accuracy(predict(model, data.test, device), data.test)
+        def test_accuracy(model: nn.Module) -> float:
+            return accuracy(predict(model, data.test, device), data.test)
 
-    with saving_on_failure(pool, run_dir):
-        metrics = transfer(
-            ensemble,
-            student,
-            synthesizer,
-            distiller,
-            pool,
-            schedule,
-            task=what,
-            seed=seed,
-            server_round=1,
-            progress=progress,
-            log=log,
-            evaluate=test_accuracy,
-            budget_s=budget_s,
-            clock=clock,
-            checkpoints=checkpoints,
-        )
+        with saving_on_failure(pool, run_dir):
+            metrics = transfer(
+                ensemble,
+                student,
+                synthesizer,
+                distiller,
+                pool,
+                schedule,
+                task=what,
+                seed=seed,
+                server_round=1,
+                progress=progress,
+                log=log,
+                evaluate=test_accuracy,
+                budget_s=budget_s,
+                clock=clock,
+                checkpoints=checkpoints,
+                crew=crew,
+            )
     with progress.phase("evaluation"):
         looks = [row for row in MetricsLog.read(log.path) if row["event"] == "evaluate"]
         measured = measure(ensemble, student, pool, data, seed, looks)
@@ -131,6 +141,7 @@ def carry_on(
         "images": int(metrics["images"]),
         "device": str(device),
         "threads": torch.get_num_threads(),
+        "workers": None if crew is None else crew.told(),
         **provenance(config),
     }
     # `transfer` is the sum of synthesis, distillation and evaluation.
@@ -216,7 +227,7 @@ def measure(
 
 def job(config: DictConfig) -> float:
     """Hydra's task function."""
-    return carry_out(config, "distill", run, print_distillation)
+    return carry_out(config, "distill", run, print_distillation, WorkerFailure)
 
 
 def main() -> None:

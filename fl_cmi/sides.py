@@ -7,12 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from fl_cmi.attacks.attack import Attack
+from fl_cmi.distillation.budget import Clock
 from fl_cmi.ensemble import Combine, Ensemble
 from fl_cmi.evaluate import accuracy, predict
 from fl_cmi.federated.buffers import weighted_mean
 from fl_cmi.federated.sharing import Sharing
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
+from fl_cmi.synthesis.crew import Crew, clocks_of
 from fl_cmi.training import LocalTraining
 from fl_cmi.types import Images, State, Task, Teacher, Update
 
@@ -74,6 +76,7 @@ class ServerSide:
         log: Writes `metrics.jsonl`.
         sharing: What clients do besides training, and what they share.
         held_out: Training images that no client got, or None.
+        crew: Makes and labels batches of images for the server; None: the server does so itself.
     """
 
     task: Task
@@ -88,6 +91,12 @@ class ServerSide:
     log: MetricsLog
     sharing: Sharing = field(default_factory=Sharing)
     held_out: Images | None = None
+    crew: Crew | None = None
+
+    @property
+    def clocks(self) -> Mapping[str, Clock]:
+        """What the server's work is counted by."""
+        return clocks_of(self.crew)
 
     def teacher(self, update: Update) -> Teacher:
         """Rebuild a client's network from what it sent."""

@@ -52,6 +52,8 @@ from fl_cmi.report.summary import digest, provenance
 from fl_cmi.report.table import print_summary
 from fl_cmi.rng import stream
 from fl_cmi.sides import ServerSide
+from fl_cmi.spread import check_room, crew_of, hired
+from fl_cmi.synthesis.crew import WorkerFailure
 from fl_cmi.trust import trust_scores
 from fl_cmi.types import ConfigError
 
@@ -94,7 +96,8 @@ def carry_on(
         partition = make_partition(config, data)
         attack, bad = bad_clients(config)
         attack.wanted(data.test)  # its own checks speak before the run begins
-        side = server_side(config, data, progress, log, partition)
+        crew = crew_of(config)
+        side = server_side(config, data, progress, log, partition, crew)
         combine = build(config["combine"], "combine")
         with fitting(config["combine"], "combine"):
             side.untrained_ensemble(combine)
@@ -118,6 +121,7 @@ def carry_on(
         folder = config.get("teacher_cache")
         cache = None if folder is None else TeacherCache(folder, config, partition, data, side)
         backend = build(config["backend"], "backend") if backend is None else backend
+        check_room(crew, method, backend)
     checkpoints = Checkpoints(store, config, log, progress, start)
     counts = partition.counts(data.train.y.numpy(), data.train.num_classes)
     log.write("partition", counts=counts, **partition.manifest())
@@ -127,7 +131,8 @@ def carry_on(
 
     def rounds(grid: Any) -> None:
         nonlocal outcome
-        outcome = serve(grid, strategy, side, config, threads, scores, cache, checkpoints)
+        with hired(crew):
+            outcome = serve(grid, strategy, side, config, threads, scores, cache, checkpoints)
 
     pool = strategy.pool if isinstance(strategy, FedCmi) else None
     with saving_on_failure(pool, run_dir):
@@ -142,6 +147,7 @@ def carry_on(
     summary["teacher_passes"] = getattr(method, "teacher_passes", 0)
     # `transfer` is the sum of synthesis, distillation and evaluation.
     phases = {name: seconds for name, seconds in progress.seconds.items() if name != "transfer"}
+    summary["workers"] = None if crew is None else crew.told()
     summary["teacher_cache"] = None if cache is None else cache.status
     # Clients that were not trained took no time, however long it was to wait for another run to train them.
     phases |= {} if cache is None or cache.status != "hit" else {"local": phases.get("local", 0.0)}
@@ -273,7 +279,7 @@ def summarize(
 
 def job(config: DictConfig) -> float:
     """Hydra's task function."""
-    return carry_out(config, "simulate", run, print_summary, ClientFailure, BackendFailure)
+    return carry_out(config, "simulate", run, print_summary, ClientFailure, BackendFailure, WorkerFailure)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from jaxtyping import install_import_hook
 ROOT = Path(__file__).parents[1]
 
 # Left out: the hook wraps classes from the outside, and a class under `@ray.remote` is none any more.
-UNCHECKED = {"fl_cmi.flower.ray_grid"}
+UNCHECKED = {"fl_cmi.flower.ray_grid", "fl_cmi.flower.ray_workers"}
 
 # Each module by its own name, because a package's name would take in all that is below it.
 MODULES = {

@@ -8,7 +8,18 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "fl_cmi"
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("simulate", "distill", "compress", "verify", "last_step", "resume", "command", "__main__", "flower.app"),
+    (
+        "simulate",
+        "distill",
+        "compress",
+        "verify",
+        "last_step",
+        "resume",
+        "command",
+        "spread",
+        "__main__",
+        "flower.app",
+    ),
     ("flower",),
     (
         "compose",

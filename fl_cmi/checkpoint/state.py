@@ -1,6 +1,6 @@
 """How the parts of a run give and take their state."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from functools import partial
 from types import FunctionType
@@ -12,7 +12,7 @@ from torch import nn
 from fl_cmi.checkpoint.tree import NotResumableError, Tree
 from fl_cmi.types import Task
 
-__all__ = ["NotResumableError", "Resumable", "Scene", "restore", "state_of"]
+__all__ = ["Checkpoints", "NotResumableError", "Resumable", "Scene", "restore", "state_of"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,18 @@ class Resumable(Protocol):
 
     def load_state_dict(self, state: Tree, scene: Scene) -> None:
         """Go on from `state`, whatever it remembers now."""
+        ...
+
+
+class Checkpoints(Protocol):
+    """Where the state of a transfer is kept, so that another process can go on with it."""
+
+    def resumed(self) -> Tree:
+        """The state of this very transfer as an earlier process left it, or None."""
+        ...
+
+    def reached(self, state: Callable[[], Tree]) -> None:
+        """Called wherever the transfer could go on from, with its state for whoever wants to keep it."""
         ...
 
 

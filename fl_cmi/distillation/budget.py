@@ -1,7 +1,7 @@
 """Seconds that a round of synthesis and distillation may take."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,15 +15,15 @@ CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 """`cpu` is the time of all threads of this process: equal work on a machine that others share."""
 
 
-def clock_called(name: str) -> Clock:
+def clock_called(name: str, clocks: Mapping[str, Clock] = CLOCKS) -> Clock:
     """The clock that a user named: `wall`, or `cpu`.
 
     Raises:
         ConfigError: For any other name.
     """
-    if name not in CLOCKS:
-        raise ConfigError("budget_clock", name, " or ".join(CLOCKS))
-    return CLOCKS[name]
+    if name not in clocks:
+        raise ConfigError("budget_clock", name, " or ".join(clocks))
+    return clocks[name]
 
 
 def checked_budget(seconds: Any) -> float | None:

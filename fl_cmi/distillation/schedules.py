@@ -5,6 +5,7 @@ Each schedule ends after its epochs or, where the transfer has a budget, with th
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import torch
 
@@ -41,6 +42,7 @@ class GrowPool:
     steps: int | None = 400
     evaluate_every: int = 10
     warmup: int = 0
+    collects: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         at_least(self, epochs=1, batches=1, steps=0, evaluate_every=1, warmup=0, optional=("steps",))
@@ -89,6 +91,7 @@ class Alternate:
     steps: int = 5
     evaluate_every: int = 10
     show: int = 2048
+    collects: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         at_least(self, epochs=1, iterations=1, steps=1, evaluate_every=1, show=2)
@@ -129,6 +132,7 @@ class GeneratorFirst:
     steps: int = 120
     evaluate_every: int = 10
     show: int = 2048
+    collects: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         at_least(self, generator_batches=1, epochs=1, steps=1, evaluate_every=1, show=2)
@@ -171,6 +175,7 @@ class SameBatch:
     steps: int = 5
     evaluate_every: int = 10
     show: int = 2048
+    collects: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         at_least(self, iterations=1, steps=1, evaluate_every=1, show=2)

@@ -1,16 +1,16 @@
 """One round of knowledge transfer from an ensemble to a student, and what its schedule may do in it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fl_cmi.bank import Draws, Pool
-from fl_cmi.checkpoint.state import Scene, restore, state_of
+from fl_cmi.checkpoint.state import Checkpoints, Scene, restore, state_of
 from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.distillation.budget import Budget, Clock, checked_budget
 from fl_cmi.distillation.distiller import Distiller, Lesson
@@ -19,6 +19,7 @@ from fl_cmi.ensemble import Ensemble, Learns
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Phase, Progress
 from fl_cmi.rng import stream
+from fl_cmi.synthesis.crew import Crew
 from fl_cmi.synthesis.inversion import Inverted
 from fl_cmi.synthesis.synthesizers import Synthesizer
 from fl_cmi.types import Task
@@ -29,24 +30,15 @@ __all__ = ["Checkpoints", "Schedule", "Transfer", "transfer"]
 class Schedule(Protocol):
     """How synthesis and distillation alternate in a round."""
 
+    collects: ClassVar[bool]
+    """Whether all batches between two lessons may be made at once."""
+
     def __call__(self, transfer: "Transfer") -> None:
         """Carry the round out."""
         ...
 
     def check(self, synthesizer: Synthesizer, distiller: Distiller) -> None:
         """Raise ConfigError where the schedule cannot use these."""
-        ...
-
-
-class Checkpoints(Protocol):
-    """Where the state of a transfer is kept, so that another process can go on with it."""
-
-    def resumed(self) -> Tree:
-        """The state of this very transfer as an earlier process left it, or None."""
-        ...
-
-    def reached(self, state: Callable[[], Tree]) -> None:
-        """Called wherever the transfer could go on from, with its state for whoever wants to keep it."""
         ...
 
 
@@ -73,6 +65,7 @@ class Transfer:
         evaluate: Test accuracy of the student, in [0, 1]; for the curve only, nothing is selected by it.
         budget: When to stop before the schedule's end.
         checkpoints: Hears of every batch and every lesson; None: nobody does.
+        crew: Makes the batches that `grow` asks for; None: the synthesizer does, in this process.
     """
 
     ensemble: Ensemble
@@ -93,6 +86,7 @@ class Transfer:
     loss: float = 0.0
     inverted: dict[str, float] = field(default_factory=dict)
     checkpoints: Checkpoints | None = None
+    crew: Crew | None = None
     made: Inverted | None = None
 
     def __post_init__(self) -> None:
@@ -127,19 +121,38 @@ class Transfer:
 
     def grow(self, batches: int) -> None:
         """Synthesize so many batches, at least one, and put them into the pool, labelled by the whole ensemble."""
+        # A crew makes them all at once, unless time may be up in between.
+        at_once = 1 if self.crew is None else batches if self.budget.seconds is None else self.crew.number
         with self.progress.phase("synthesis", total=batches) as phase:
-            for batch in range(batches):
-                if batch and self.over:
+            for first in range(0, batches, at_once):
+                if first and self.over:
                     break
-                if self.replay.act():
-                    made = self._synthesize()
-                    self.pool.add(made.x, made.y, self.ensemble.label(made.x), made.client)
-                    self.reached()
-                phase.advance()
+                end, coming = min(first + at_once, batches), None
+                for batch in range(first, end):
+                    if self.replay.act():
+                        coming = self._made(end - batch) if coming is None else coming
+                        made, labels = next(coming)
+                        self.pool.add(made.x, made.y, labels, made.client)
+                        self.reached()
+                    phase.advance()
+
+    def _made(self, batches: int) -> Iterator[tuple[Inverted, Tensor]]:
+        """A batch with its labels, or so many of them by the crew; each is counted when it is taken."""
+        if self.crew is None:
+            made = self._synthesize()
+            yield made, self.ensemble.label(made.x)
+            return
+        first = self.num_batches
+        seeds = [self.stream("synthesis", first + b).initial_seed() for b in range(batches)]
+        for piece in self.crew.make(first, seeds, self.student):
+            self.ensemble.count(piece.passes)
+            yield self._counted(piece.made), piece.labels
 
     def _synthesize(self) -> Inverted:
         rng = self.stream("synthesis", self.num_batches)
-        made = self.synthesizer(self.ensemble, self.student, self.task, rng)
+        return self._counted(self.synthesizer(self.ensemble, self.student, self.task, rng))
+
+    def _counted(self, made: Inverted) -> Inverted:
         self.num_batches, self.num_images = self.num_batches + 1, self.num_images + len(made.y)
         self.inverted = made.losses
         return made
@@ -207,7 +220,7 @@ class Transfer:
             "made": None if made is None else [made.x, made.y, made.losses, made.client],
             "student": self.student.state_dict(),
             "lesson": self.lesson.state_dict(),
-            "synthesizer": state_of(self.synthesizer, scene),
+            "synthesizer": state_of(self.synthesizer if self.crew is None else self.crew, scene),
             "combine": state_of(self.ensemble.combine, scene),
             "pool": self.pool.state_dict(),
         }
@@ -224,7 +237,7 @@ class Transfer:
             self.made = Inverted(x.to(scene.device), y.to(scene.device), losses, client)
         self.student.load_state_dict(state["student"])
         self.lesson.load_state_dict(state["lesson"])
-        restore(self.synthesizer, state["synthesizer"], scene)
+        restore(self.synthesizer if self.crew is None else self.crew, state["synthesizer"], scene)
         restore(self.ensemble.combine, state["combine"], scene)
         self.pool.load_state_dict(state["pool"])
 
@@ -246,6 +259,7 @@ def transfer(
     budget_s: float | None = None,
     clock: Clock = time.perf_counter,
     checkpoints: Checkpoints | None = None,
+    crew: Crew | None = None,
 ) -> dict[str, float]:
     """Teach `student`, in place, what `ensemble` knows.
 
@@ -257,6 +271,9 @@ def transfer(
     """
     schedule.check(synthesizer, distiller)
     synthesizer.check(ensemble)
+    if crew is not None:
+        crew.check(synthesizer, schedule, task)
+        crew.begin(ensemble, synthesizer, task)
     before = ensemble.passes
     state = Transfer(
         ensemble,
@@ -272,10 +289,12 @@ def transfer(
         evaluate,
         Budget(checked_budget(budget_s), clock),
         checkpoints=checkpoints,
+        crew=crew,
     )
-    before_this = None if checkpoints is None else checkpoints.resumed()
-    if before_this is not None:
+    if checkpoints is not None and (before_this := checkpoints.resumed()) is not None:
         state.load_state_dict(before_this)
     schedule(state)
-    passes = float(ensemble.passes - before)
-    return {"teacher-passes": passes, "images": float(state.num_images), "kd-loss": state.loss}
+    if crew is not None:
+        crew.end()
+    passes = ensemble.passes - before
+    return {"teacher-passes": float(passes), "images": float(state.num_images), "kd-loss": state.loss}

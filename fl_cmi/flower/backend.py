@@ -21,7 +21,10 @@ MakeApp = Callable[[str, Partition], ClientApp]
 
 
 class Backend(Protocol):
-    """Where the clients of a run live."""
+    """Where the clients of a run live.
+
+    One with a true `makes_room` leaves room on Ray for workers of the server, while clients have nothing to do.
+    """
 
     def run(
         self, config_json: str, partition: Partition, num_clients: int, serve: Serve, make_app: MakeApp = ...

@@ -54,6 +54,9 @@ class LiveGrid(Grid):
         """Give clients what they kept; only where `client_states` tells it."""
         raise NotImplementedError(f"{type(self).__name__} does not reach what clients keep")
 
+    def rest(self) -> None:
+        """Give back what is set aside for clients, until the next message; nothing, where nothing is."""
+
 
 class PartitionGrid(LiveGrid):
     """A grid that runs the clients itself; its node ids are the partition ids.

@@ -28,6 +28,9 @@ class LocalBackend:
         client_timeout: None: a client that hangs hangs the run.
     """
 
+    makes_room = True
+    """For workers of the server, on a Ray that no client is in."""
+
     def __init__(
         self, timeout: float | None = None, reraise: bool = False, client_timeout: float | None = None
     ) -> None:

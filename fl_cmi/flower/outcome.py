@@ -23,7 +23,7 @@ class Outcome:
         failures: Clients that failed and were dropped.
         served: Good replies by the machine they came from, on a cluster, in this process.
         server_seconds: What the server did between the clients' replies and the new global model, over all rounds:
-            seconds by the `wall` and of the `cpu` (all threads of this process).
+            seconds by the `wall` and of the `cpu` (all threads of this process and of its workers).
     """
 
     student: State = field(default_factory=dict)

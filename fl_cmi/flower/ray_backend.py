@@ -30,6 +30,9 @@ class RayBackend:
         client_timeout: The same for each client, from when a process begins with it.
     """
 
+    makes_room = True
+    """For workers of the server, while clients have nothing to do."""
+
     def __init__(
         self,
         address: str | None = None,

@@ -185,6 +185,10 @@ class RayGrid(PartitionGrid):
         for client, state in states.items():
             self._contexts[client] = ray.put(self.context_with(client, state))
 
+    def rest(self) -> None:
+        """End all actors; the next message starts others."""
+        self.close()
+
     def close(self) -> None:
         """End all actors."""
         self._pool.close()

@@ -19,7 +19,7 @@ from ray._private.services import (
 from fl_cmi.interrupt import signals_wait
 from fl_cmi.types import ConfigError
 
-__all__ = ["ClientResources", "num_actors_that_fit", "ray_session"]
+__all__ = ["ClientResources", "num_actors_that_fit", "num_that_fit", "ray_session"]
 
 log = logging.getLogger(__name__)
 
@@ -161,29 +161,45 @@ def num_actors_that_fit(wanted: ClientResources, num_clients: int, num_actors: i
     Raises:
         ConfigError: Not one client fits, or fewer than `num_actors`.
     """
+    fitting = num_that_fit(wanted, "backend.client_resources", "backend.client_resources.num_")
+    if num_actors is not None and num_actors > fitting:
+        allowed = f"at most {fitting} with {wanted.num_cpus:g} CPU and {wanted.num_gpus:g} GPU each"
+        raise ConfigError("backend.num_actors", num_actors, allowed)
+    chosen = min(num_actors or fitting, num_clients)
+    machines = sum(node["Alive"] for node in ray.nodes())
+    log.info(
+        "Ray: %d clients on %d actors of %g CPU and %g GPU each, %d machine%s",
+        *(num_clients, chosen, wanted.num_cpus, wanted.num_gpus, machines, "s" * (machines > 1)),
+    )
+    return chosen
+
+
+def num_that_fit(wanted: ClientResources, key: str, prefix: str) -> int:
+    """How many actors of these resources all machines of the running Ray hold at once, at least 1.
+
+    Args:
+        wanted: For one actor, which cannot be split over machines.
+        key: What the user calls the resources together.
+        prefix: What comes before `cpus` and `gpus` where the user names one.
+
+    Raises:
+        ConfigError: Not one fits.
+    """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     needed = {name: amount for name, amount in wanted.by_name.items() if amount}
     for name, amount in needed.items():
         most = max((node.get(RAY_NAMES[name], 0) for node in nodes), default=0)
         if amount > most:
             allowed = f"at most {most:g}, as no machine of this Ray has more"
-            raise ConfigError(f"backend.client_resources.{name}", amount, allowed)
-    # A client cannot be split over machines; 1e-9 makes ten tenths one.
+            raise ConfigError(prefix + name.removeprefix("num_"), amount, allowed)
+    # 1e-9 makes ten tenths one.
     fitting = sum(
         min(int(node.get(RAY_NAMES[name], 0) / amount + 1e-9) for name, amount in needed.items())
         for node in nodes
     )
     if not fitting:
-        raise ConfigError("backend.client_resources", wanted.by_name, "what a single machine of this Ray has")
-    if num_actors is not None and num_actors > fitting:
-        allowed = f"at most {fitting} with {wanted.num_cpus:g} CPU and {wanted.num_gpus:g} GPU each"
-        raise ConfigError("backend.num_actors", num_actors, allowed)
-    chosen = min(num_actors or fitting, num_clients)
-    log.info(
-        "Ray: %d clients on %d actors of %g CPU and %g GPU each, %d machine%s",
-        *(num_clients, chosen, wanted.num_cpus, wanted.num_gpus, len(nodes), "s" * (len(nodes) > 1)),
-    )
-    return chosen
+        raise ConfigError(key, wanted.by_name, "what a single machine of this Ray has")
+    return fitting
 
 
 def _python_path() -> list[str]:

@@ -13,7 +13,6 @@ from fl_cmi.checkpoint.run import Checkpoints
 from fl_cmi.checkpoint.state import Scene
 from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.compose import Config
-from fl_cmi.distillation.budget import CLOCKS
 from fl_cmi.federated.method import ClientMethod
 from fl_cmi.flower.failure import Failure
 from fl_cmi.flower.grid import LiveGrid
@@ -159,7 +158,8 @@ class Rounds:
             self.checkpoints.inside = self.checkpoints.commit(
                 trees | self.of_clients(), (TRANSFER,), spent={}, retried=[asdict(f) for f in again]
             )
-        self.checkpoints.clocks = lambda: {"spent": {name: CLOCKS[name]() - at for name, at in begun.items()}}
+        clocks = self.side.clocks
+        self.checkpoints.clocks = lambda: {"spent": {name: clocks[name]() - at for name, at in begun.items()}}
         self.replies = {}
 
     def round_done(self, server_round: int, arrays: ArrayRecord) -> None:

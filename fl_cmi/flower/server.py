@@ -9,7 +9,6 @@ from flwr.serverapp.strategy import Strategy
 
 from fl_cmi.checkpoint.run import Checkpoints
 from fl_cmi.compose import Config
-from fl_cmi.distillation.budget import CLOCKS
 from fl_cmi.flower.grid import LiveGrid
 from fl_cmi.flower.outcome import Outcome
 from fl_cmi.flower.participation import Participation, Remember
@@ -49,14 +48,16 @@ def serve(
 
     def observe(server_round: int, updates: list[Update]) -> None:
         outcome.updates = updates
-        begun.update({name: clock() for name, clock in CLOCKS.items()})
+        begun.update({name: clock() for name, clock in side.clocks.items()})
+        if side.crew is not None and isinstance(grid, LiveGrid):
+            grid.rest()
         if keeper is not None:
             keeper.clients_done(server_round, begun)
 
     def score(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         if server_round == 0 or (keeper is not None and server_round <= keeper.done):
             return None
-        for name, clock in CLOCKS.items():
+        for name, clock in side.clocks.items():
             outcome.server_seconds[name] += clock() - begun[name]
         outcome.student = from_record(arrays, initial)
         with side.progress.phase("evaluation"):

@@ -16,6 +16,7 @@ from fl_cmi.distillation.transfer import Checkpoints, Schedule, transfer
 from fl_cmi.ensemble import Combine, Ensemble
 from fl_cmi.flower.records import to_record, unpack_updates
 from fl_cmi.sides import ServerSide, architecture, same_tensors
+from fl_cmi.synthesis.crew import Crew
 from fl_cmi.synthesis.synthesizers import Synthesizer
 from fl_cmi.types import ConfigError, State, Update
 
@@ -43,7 +44,7 @@ class FedCmi(FedAvg):
             the student's architecture (`prototype`; without any: as `previous`), or from `scratch`.
         keep_pool: Whether a round goes on with the images of the rounds before.
         budget_s: Seconds, > 0, of a round's synthesis and distillation; None for as long as the schedule takes.
-        budget_clock: What they are counted by: `wall`, or `cpu` (all threads of the process).
+        budget_clock: What they are counted by: `wall`, or `cpu` (all threads of the process, and of its workers).
         side: What the server knows of the run.
     """
 
@@ -76,13 +77,15 @@ class FedCmi(FedAvg):
         self.schedule, self.pool, self.side = schedule, pool, side
         self.student_start, self.keep_pool = student_start, keep_pool
         self.budget_s = checked_budget(budget_s)
-        self.clock = clock_called(budget_clock)
+        self.clock = clock_called(budget_clock, side.clocks)
         self.previous: State | None = None
         self.teacher_passes = 0
         self.checkpoints: Checkpoints | None = None
         # What these models and parts cannot serve is refused before any client trains.
         schedule.check(synthesizer, distiller)
         synthesizer.check(side.untrained_ensemble(combine))
+        if side.crew is not None:
+            side.crew.check(synthesizer, schedule, side.task)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -116,17 +119,23 @@ class FedCmi(FedAvg):
             budget_s=self.budget_s,
             clock=self.clock,
             checkpoints=self.checkpoints,
+            crew=side.crew,
         )
         self.teacher_passes += ensemble.passes
         self.previous = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
         return to_record(self.previous), MetricRecord(metrics)
+
+    @property
+    def maker(self) -> Synthesizer | Crew:
+        """Who remembers what images were made."""
+        return self.synthesizer if self.side.crew is None else self.side.crew
 
     def state_dict(self, scene: Scene) -> Tree:
         """What a round leaves to the next."""
         return {
             "previous": self.previous,
             "passes": self.teacher_passes,
-            "synthesizer": state_of(self.synthesizer, scene),
+            "synthesizer": state_of(self.maker, scene),
             "combine": state_of(self.combine, scene),
             "pool": self.pool.state_dict() if self.keep_pool else None,
         }
@@ -134,7 +143,7 @@ class FedCmi(FedAvg):
     def load_state_dict(self, state: Tree, scene: Scene) -> None:
         """Go on from `state`."""
         self.previous, self.teacher_passes = state["previous"], state["passes"]
-        restore(self.synthesizer, state["synthesizer"], scene)
+        restore(self.maker, state["synthesizer"], scene)
         restore(self.combine, state["combine"], scene)
         if self.keep_pool:
             self.pool.load_state_dict(state["pool"])

@@ -11,6 +11,7 @@ from fl_cmi.report.compression import report_line
 from fl_cmi.report.elements import bar, bullets, cards, flat, page, pairs, picture, section, table
 from fl_cmi.report.measured import measured_rows
 from fl_cmi.report.units import byte_size, duration, percent
+from fl_cmi.report.workers import worker_rows
 
 __all__ = ["write_distillation", "write_report"]
 
@@ -196,9 +197,10 @@ def _time(summary: dict[str, Any]) -> str:
         (phase, duration(value), bar(value / longest if longest else 0.0)) for phase, value in seconds.items()
     ]
     last = [("total", duration(total), "")] if total is not None else []
-    return section(
-        "Time", table(("phase", "time", ""), rows + last, numbers=(1,), bars=(2,), total=bool(last))
-    )
+    phases = table(("phase", "time", ""), rows + last, numbers=(1,), bars=(2,), total=bool(last))
+    workers = worker_rows(summary.get("workers"))
+    more = table(("workers of the server", "", ""), workers, numbers=(1,)) if workers else ""
+    return section("Time", phases + more)
 
 
 def _traffic(summary: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from fl_cmi.report.attacks import attack_lines, client_marks
 from fl_cmi.report.compression import report_line
 from fl_cmi.report.measured import measured_rows
 from fl_cmi.report.units import byte_size, duration, percent
+from fl_cmi.report.workers import worker_rows
 
 __all__ = ["print_distillation", "print_summary"]
 
@@ -31,7 +32,7 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         Text(f"{summary['strategy']}, {_rounds(summary['rounds'])}, seed {summary['seed']}", style="bold")
     )
     console.print(Text(f"partition {partition['name']}, {partition['hash'][:12]}", style="dim"))
-    cost = _cost(summary["seconds"])
+    cost = _cost(summary["seconds"], summary.get("workers"))
     for way, label in (("up", "bytes up from clients"), ("down", "bytes down to clients")):
         cost.add_row(label, byte_size(summary["bytes"][way]), f"{summary['bytes'][way]:,} bytes")
     _tables(console, _clients(summary["clients"]), _results(summary), _synthetic(summary), cost)
@@ -81,7 +82,7 @@ def print_distillation(summary: dict[str, Any], console: Console) -> None:
     )
     results.add_row("agreement", percent(summary["agreement"]), "same class as the teacher")
     results.add_row("gap", percent(summary["gap"]).replace("%", " "), "points: teacher - student")
-    cost = _cost(summary["seconds"])
+    cost = _cost(summary["seconds"], summary.get("workers"))
     cost.add_row("images synthesized", f"{summary['images']:,}", "")
     cost.add_row("teacher passes", f"{summary['teacher_passes']:,}", "batches")
     _tables(console, results, _synthetic(summary), cost)
@@ -161,7 +162,7 @@ def _results(summary: dict[str, Any]) -> Table:
     return table
 
 
-def _cost(phases: dict[str, float]) -> Table:
+def _cost(phases: dict[str, float], workers: dict[str, Any] | None) -> Table:
     table = _table()
     table.add_column("Cost", min_width=NAME_WIDTH)
     table.add_column("", justify="right", min_width=VALUE_WIDTH)
@@ -174,6 +175,8 @@ def _cost(phases: dict[str, float]) -> Table:
         )
     if total is not None:
         table.add_row("total", duration(total), f"{total:,.1f} seconds", style="bold")
+    for row in worker_rows(workers):
+        table.add_row(*map(Text, row))
     return table
 
 
