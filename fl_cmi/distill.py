@@ -67,10 +67,8 @@ def carry_on(
     torch.set_num_threads(config["threads"] or os.cpu_count() or 1)
     device, seed = pick_device(config["device"]), config["seed"]
     crew = crew_of(config)
-    budget_s, clock = (
-        checked_budget(config["budget_s"]),
-        clock_called(config["budget_clock"], clocks_of(crew)),
-    )
+    budget_s = checked_budget(config["budget_s"])
+    clock = clock_called(config["budget_clock"], clocks_of(crew))
     checkpoint = config["teacher"]["checkpoint"]
     with progress.phase("setup"):
         data = dataset(config)

@@ -271,8 +271,9 @@ def main() -> None:
     print(f"\n{'':26}" + "".join(f"{f'N={n:,} K={k:,} A={a:,}':>26}" for n, k, a in PLANS))
     columns = [plan(found, *sizes) for sizes in PLANS]
     for row in columns[0]:
-        told = byte_size if row in ("driver", "sent") else duration
-        print(f"{row:26}" + "".join(f"{told(round(column[row], 3)):>31}" for column in columns))
+        sizes = row in ("driver", "sent")
+        told = [byte_size(round(c[row])) if sizes else duration(round(c[row], 3)) for c in columns]
+        print(f"{row:26}" + "".join(f"{text:>31}" for text in told))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
