@@ -1,26 +1,30 @@
-"""Flower's arrays on Ray's way: their bytes beside the pickle, not within it."""
+"""Flower's arrays on Ray's way: their numbers beside the pickle, not within it."""
 
-import numpy as np
+from typing import Any
+
 import ray
 from flwr.app import Array
-from numpy.typing import NDArray
+
+from fl_cmi.flower.arrays import MessageError, Values, view_of
 
 __all__ = ["send_arrays_as_arrays"]
 
 
 def send_arrays_as_arrays() -> None:
-    """Let Ray move the bytes of Flower's arrays beside the pickle, not within it.
+    """Let Ray move the numbers of Flower's arrays beside the pickle, not within it: who receives reads them in place.
 
     For a ResNet-18 this makes putting it into the object store some 20 times faster. It holds for what this
-    process sends; who receives needs nothing.
+    process sends; who receives needs nothing. `Values` travels so by itself.
     """
-    ray.util.register_serializer(Array, serializer=_array_parts, deserializer=_array_of_parts)
+    ray.util.register_serializer(Array, serializer=_parts, deserializer=_array)
 
 
-def _array_parts(array: Array) -> tuple[str, tuple[int, ...], str, NDArray[np.uint8]]:
-    return array.dtype, array.shape, array.stype, np.frombuffer(array.data, dtype=np.uint8)
+def _parts(array: Array) -> Values | tuple[Any, ...]:
+    try:
+        return Values(view_of(array))
+    except MessageError:  # for the receiver to judge
+        return array.dtype, array.shape, array.stype, array.data
 
 
-def _array_of_parts(parts: tuple[str, tuple[int, ...], str, NDArray[np.uint8]]) -> Array:
-    dtype, shape, stype, data = parts
-    return Array(dtype, shape, stype, data.tobytes())
+def _array(parts: Values | tuple[Any, ...]) -> Array:
+    return parts if isinstance(parts, Values) else Array(*parts)

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 from flwr.app import ArrayRecord, RecordDict
 
-from fl_cmi.flower.arrays import MessageError, values_of
+from fl_cmi.flower.arrays import MessageError, view_of
 from fl_cmi.flower.records import ARRAYS, METRICS, REPORT, to_record
 from fl_cmi.sides import ServerSide
 from fl_cmi.types import State
@@ -96,7 +96,7 @@ def misfit(record: ArrayRecord, expected: Expected | None) -> str | None:
         if array.dtype != dtype:
             return f"{name} is {array.dtype}, not {dtype}"
         try:
-            values = values_of(array)
+            values = view_of(array)
         except MessageError as error:
             return f"{name} cannot be read: {error}"
         if values.dtype.kind in "fc" and not np.isfinite(values).all():

@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
-from fl_cmi.flower.arrays import MessageError, values_of
+from fl_cmi.flower.arrays import MessageError, Values, num_bytes, values_of
 from fl_cmi.types import State, Update
 
 __all__ = [
@@ -35,7 +35,10 @@ def to_record(state: State) -> ArrayRecord:
     Raises:
         TypeError: For bfloat16, which numpy does not know.
     """
-    return ArrayRecord({name: Array(tensor.detach().cpu().numpy()) for name, tensor in state.items()})
+    record = ArrayRecord()
+    for name, tensor in state.items():  # its constructor would encode all of them
+        record[name] = Values.of(tensor)
+    return record
 
 
 def from_record(record: ArrayRecord, like: State | None = None) -> State:
@@ -160,7 +163,7 @@ def _unpack(reply: Message) -> Update:
 
 def _value_bytes(value: object) -> int:
     if isinstance(value, Array):
-        return len(value.data)
+        return num_bytes(value)
     if isinstance(value, list):
         return sum(_value_bytes(item) for item in value)
     return len(value) if isinstance(value, str | bytes) else 8
