@@ -80,9 +80,10 @@ def values_of(array: Array) -> NDArray[np.generic]:
     """
     view = view_of(array)
     try:
-        values = np.empty(view.shape, view.dtype, "F" if view.flags.fnc else "C")
+        flat = np.empty(view.size, view.dtype)
     except MemoryError as error:
         raise MessageError(f"an array of {view.dtype} {view.shape} cannot be made ({error})") from None
+    values = flat.reshape(view.shape[::-1]).transpose() if view.flags.fnc else flat.reshape(view.shape)
     np.copyto(values, view)
     return values
 
