@@ -1,6 +1,4 @@
-"""Arrays on their way, and read without trust where they come from elsewhere: nothing is unpickled or allocated before
-it has been checked.
-"""
+"""Arrays on their way, read without trust: of bytes nothing is unpickled or allocated before it has been checked."""
 
 import io
 from functools import lru_cache
@@ -42,7 +40,12 @@ class Values(Array):
         values = values.view()
         values.flags.writeable = False
         # By way of the dictionary: Flower's own setters forget what they have computed of the old values.
-        self.__dict__ |= {"values": values, "dtype": name_of(values.dtype), "shape": values.shape, "stype": KIND}
+        self.__dict__ |= {
+            "values": values,
+            "dtype": name_of(values.dtype),
+            "shape": values.shape,
+            "stype": KIND,
+        }
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> "Values":
@@ -54,7 +57,7 @@ class Values(Array):
         return cls(np.array(tensor.detach().cpu().numpy(), order="C"))
 
     @property
-    def data(self) -> bytes:  # type: ignore[override]
+    def data(self) -> bytes:
         """NumPy's own format, as Flower writes it."""
         file = io.BytesIO()
         np.save(file, self.__dict__["values"], allow_pickle=False)

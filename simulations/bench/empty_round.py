@@ -110,9 +110,7 @@ def give_back(message: Message, context: Context) -> Message:
     net = model()
     net.load_state_dict(from_record(message.content.array_records[ARRAYS], like=net.state_dict()))
     numbers = MetricRecord({"num-examples": 1, "partition-id": int(context.node_config["partition-id"])})
-    return Message(
-        RecordDict({ARRAYS: to_record(net.state_dict()), METRICS: numbers}), reply_to=message
-    )
+    return Message(RecordDict({ARRAYS: to_record(net.state_dict()), METRICS: numbers}), reply_to=message)
 
 
 @contextmanager

@@ -3,18 +3,16 @@
 python -m simulations.bench.inversion                       # a BN convnet on 28 x 28, then WRN-40-2 on 32 x 32
 python -m simulations.bench.inversion --threads 2 --pairs 20
 
-A pair is one batch of each, on the same teacher, by the process's CPU time; the ratio is the median over the pairs.
-Both find their bank full. GFLOP/s count the products and sums of convolutions and matrices alone.
+A pair is one batch of each, on the same teacher, by the process's CPU time (on a GPU by the clock on the wall); the
+ratio is the median over the pairs. Both find their bank full. GFLOP/s count the products and sums of convolutions and
+matrices alone.
 """
 
 import argparse
 import copy
-import platform
-import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,9 +24,11 @@ from fl_cmi.ensemble import Ensemble
 from fl_cmi.memory import keep_freed_memory
 from fl_cmi.rng import stream
 from fl_cmi.types import Task, Teacher
+from simulations.bench.figures import Figure, Scale, Times, at_least, in_turn, seconds, wall_clock
+from simulations.bench.machine import processor
 from simulations.bench.naive_cmi import NaiveCmi
 
-__all__ = ["main"]
+__all__ = ["figures", "main"]
 
 SETTINGS: dict[str, tuple[Task, dict[str, Any], str]] = {
     "convnet": (Task((1, 28, 28), 10, (0.286,), (0.353,)), {"width": 32, "blocks": 4}, "convnet"),
@@ -37,7 +37,53 @@ SETTINGS: dict[str, tuple[Task, dict[str, Any], str]] = {
 """Task, arguments of the teacher, and its name under conf/model; the student is of the same kind."""
 
 
-def pair(name: str, batch_size: int, steps: int) -> tuple[Callable[[], object], Callable[[], object]]:
+CPU = torch.device("cpu")
+
+
+def figures(scale: Scale) -> Iterator[Figure]:
+    """Speed of the step for each teacher, on the CPU and on a GPU if there is one."""
+    batch, steps, pairs = scale.choose(64, 16, 4), scale.choose(2, 1), scale.repeat(20, 3)
+    devices = [CPU, torch.device("cuda")] if torch.cuda.is_available() else [CPU]
+    for device in devices:
+        for name in SETTINGS if not scale.tiny else list(SETTINGS)[:1]:
+            # A GPU wants larger batches, and does many steps in the time of a pair on a CPU.
+            size = (batch, steps) if device == CPU else (4 * batch, 10 * steps)
+            times, flops = measure(name, *size, pairs, device)
+            what = f"inversion step, {name}, batch {size[0]}, {device.type}"
+            yield at_least(f"{what} s: ours, published loop", times, 2.5, per=size[1])
+            if device != CPU:
+                rate = flops / times.medians[0] / 1e12
+                limit = matmul_rate(device) / 1e12
+                yield Figure(f"{what} TFLOP/s: ours, a matrix product", rate, limit, rate / limit)
+
+
+def matmul_rate(device: torch.device, size: int = 8192, times: int = 10) -> float:
+    """FLOP/s of a product of two square matrices in float32, at the precision that is set."""
+    a, b = (torch.randn(size, size, device=device) for _ in range(2))
+
+    def work() -> None:
+        for _ in range(times):
+            a @ b
+
+    work()
+    return 2 * size**3 * times / seconds(work, wall_clock)
+
+
+def measure(
+    name: str, batch_size: int, steps: int, pairs: int, device: torch.device = CPU
+) -> tuple[Times, float]:
+    """Seconds of batches, and floating-point operations of one of ours."""
+    naive, ours = pair(name, batch_size, steps, device)
+    naive()
+    with FlopCounterMode(display=False) as counter:
+        ours()
+    clock = time.process_time if device == CPU else wall_clock
+    return in_turn(ours, naive, pairs, clock), float(counter.get_total_flops())
+
+
+def pair(
+    name: str, batch_size: int, steps: int, device: torch.device = CPU
+) -> tuple[Callable[[], object], Callable[[], object]]:
     """One batch by the published loop, and one by ours."""
     what, arguments, model = SETTINGS[name]
     config = compose_config(
@@ -53,6 +99,7 @@ def pair(name: str, batch_size: int, steps: int) -> tuple[Callable[[], object], 
     teacher, student = make_model(node, what, 0), make_model(node, what, 1)
     with torch.no_grad():  # running statistics of something
         teacher(torch.rand(32, *what.shape, generator=stream(0, "bench")))
+    teacher, student = teacher.to(device), student.to(device)
     contrast = config["synthesizer"]["inversion"]["contrast"]
     padding, flip = config["augment"]["padding"], config["augment"]["flip"]
     plain_teacher, plain_student = (
@@ -68,47 +115,29 @@ def pair(name: str, batch_size: int, steps: int) -> tuple[Callable[[], object], 
         bank_size=contrast["bank_size"],
         negatives=contrast["num_negatives"],
         views=(CropFlip(padding, flip), ResizedCropFlip(flip=flip)),
+        device=device,
     )
     counts = torch.full((what.num_classes,), 100)
     ensemble = Ensemble([Teacher(0, 1000, counts, teacher)], build(config["combine"], "combine"))
+    ensemble = ensemble.to(device)
     ours = build(config["synthesizer"], "synthesizer")
     rng = stream(0, "bench", "naive")
     made = stream(0, "bench", "ours")
     ours(ensemble, student, what, made)
     bank = ours.inversion.contrast.bank
-    bank.add(torch.randn(bank.capacity, naive.bank.shape[1]))
+    bank.add(torch.randn(bank.capacity, naive.bank.shape[1], device=device))
     return lambda: naive(rng), lambda: ours(ensemble, student, what, made)
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """CPU seconds of the process."""
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
 def line(name: str, batch_size: int, steps: int, pairs: int) -> str:
-    """A row of the table."""
-    naive, ours = pair(name, batch_size, steps)
-    naive(), ours()
-    with FlopCounterMode(display=False) as counter:
-        ours()
-    times = [(seconds(naive), seconds(ours)) for _ in range(pairs)]
-    old, new = (statistics.median(column) / steps for column in zip(*times, strict=True))
-    ratios = sorted(a / b for a, b in times)
-    speed = counter.get_total_flops() / steps / new / 1e9
+    """A row of this program's own table."""
+    times, flops = measure(name, batch_size, steps, pairs)
+    figure, ratios = at_least("", times, None, per=steps), times.speedups
+    speed = flops / times.medians[0] / 1e9
     return (
-        f"| {name} | {batch_size} | {old:.3f} | {new:.3f} | **{statistics.median(ratios):.2f}**"
+        f"| {name} | {batch_size} | {figure.reference:.3f} | {figure.ours:.3f} | **{figure.ratio:.2f}**"
         f" ({ratios[0]:.2f} to {ratios[-1]:.2f}) | {speed:.0f} |"
     )
-
-
-def processor() -> str:
-    """What the machine calls it."""
-    for entry in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if entry.startswith("model name"):
-            return entry.partition(":")[2].strip()
-    return platform.processor()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

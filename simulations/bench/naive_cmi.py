@@ -69,6 +69,7 @@ class NaiveCmi:
         negatives: Rows drawn at each step.
         views: Global and local view.
         rate: Learning rate of generator, latents and head.
+        device: Where the models are; the bank stays on the CPU.
     """
 
     def __init__(
@@ -84,13 +85,16 @@ class NaiveCmi:
         negatives: int,
         views: tuple[Augment, Augment],
         rate: float = 1e-3,
+        device: torch.device | None = None,
     ) -> None:
         self.teacher, self.student, self.shape = teacher.eval(), student.eval(), shape
         self.batch_size, self.steps, self.width = batch_size, steps, width
         self.negatives, self.views, self.rate = negatives, views, rate
         self.hooks = [Statistics(layer) for layer in batch_norm_layers(teacher)]
         features = sum(hook.layer.num_features for hook in self.hooks)
+        self.device = device or torch.device("cpu")
         self.head = nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, 256))
+        self.head.to(self.device)
         self.head_optimizer = torch.optim.Adam(self.head.parameters(), rate)
         self.bank = torch.randn(bank_size, 2 * features)
         self.at = 0
@@ -105,14 +109,16 @@ class NaiveCmi:
         old_local, old_global = rows.to(local.device).chunk(2, dim=1)
         queries = F.normalize(self.head(torch.cat([local, old_local])), dim=1)
         keys = F.normalize(self.head(torch.cat([global_, old_global])), dim=1).detach()
-        of_row = F.cross_entropy(queries @ keys.T / 0.1, torch.arange(len(queries)), reduction="none")
+        of_row = F.cross_entropy(
+            queries @ keys.T / 0.1, torch.arange(len(queries), device=self.device), reduction="none"
+        )
         return of_row[: len(local)].mean() + of_row[len(local) :].mean()
 
     def __call__(self, rng: torch.Generator) -> Tensor:
         """One batch of images, the best of its steps."""
-        net = generator(self.shape, 256, self.width).train()
-        z = torch.randn(self.batch_size, 256, generator=rng, requires_grad=True)
-        y = torch.randint(10, (self.batch_size,), generator=rng).sort().values
+        net = generator(self.shape, 256, self.width).train().to(self.device)
+        z = torch.randn(self.batch_size, 256, generator=rng).to(self.device).requires_grad_()
+        y = torch.randint(10, (self.batch_size,), generator=rng).sort().values.to(self.device)
         optimizer = torch.optim.Adam([*net.parameters(), z], self.rate, (0.5, 0.999))
         best, kept, rows = float("inf"), z, z
         for _ in range(self.steps):
@@ -136,6 +142,6 @@ class NaiveCmi:
             loss.backward()
             optimizer.step()
             self.head_optimizer.step()
-        self.bank[self.at : self.at + self.batch_size] = rows
+        self.bank[self.at : self.at + self.batch_size] = rows.cpu()
         self.at = (self.at + self.batch_size) % len(self.bank)
         return kept
