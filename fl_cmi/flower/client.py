@@ -96,7 +96,7 @@ def handle_train(
         raise ValueError(f"client {client} has no images; choose another partition or fewer clients")
     with torch_threads(side.num_threads):
         model = side.build(client)
-        start = {name: tensor.clone() for name, tensor in _start(side, model, message, context).items()}
+        start = _start(side, model, message, context)
         model.load_state_dict(start)
         model.to(side.device)
         attack = side.attack_of(client)
@@ -179,16 +179,23 @@ def torch_threads(num_threads: int) -> Iterator[None]:
 
 
 def _start(side: ClientSide, model: nn.Module, message: Message, context: Context) -> State:
-    """The weights from which a client's training starts, `scratch` being its own initial ones."""
+    """The weights from which a client's training starts, `scratch` being its own initial ones; in their own memory."""
+    initial = model.state_dict()
+    found = _received(side, model, message, context)
+    return {name: found[name] if name in found else tensor.clone() for name, tensor in initial.items()}
+
+
+def _received(side: ClientSide, model: nn.Module, message: Message, context: Context) -> State:
+    """Those of them that are not the model's initial ones."""
     initial = model.state_dict()
     records = context.state.array_records
     if side.start == "own" and OWN_MODEL in records:
         return from_record(records[OWN_MODEL], like=initial)
     if side.start != "broadcast":
-        return initial
+        return {}
     private = side.sharing.private(model)
     shared = {name: value for name, value in initial.items() if name not in private}
-    state = {**initial, **from_record(message.content.array_records[ARRAYS], like=shared)}
+    state = from_record(message.content.array_records[ARRAYS], like=shared)
     return {**state, **from_record(records[OWN_PART])} if OWN_PART in records else state
 
 
