@@ -54,7 +54,8 @@ class Values(Array):
         Raises:
             TypeError: For bfloat16, which numpy does not know.
         """
-        return cls(np.array(tensor.detach().cpu().numpy(), order="C"))
+        # In the order of the tensor's memory: channels last need not be sorted into rows and back.
+        return cls(np.array(tensor.detach().cpu().numpy(), order="K"))
 
     @property
     def data(self) -> bytes:
@@ -65,7 +66,7 @@ class Values(Array):
 
     def numpy(self) -> NDArray[Any]:
         """A copy, which may be changed, as of every array of Flower's."""
-        return self.__dict__["values"].copy()
+        return values_of(self)
 
     def deflate(self) -> bytes:
         """As the plain array: Flower's own way to send it names its class."""

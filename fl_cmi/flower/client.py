@@ -20,6 +20,7 @@ from fl_cmi.flower.records import (
     ARRAYS,
     METRICS,
     from_record,
+    load_record,
     pack_update,
     received_records,
     to_record,
@@ -96,8 +97,11 @@ def handle_train(
         raise ValueError(f"client {client} has no images; choose another partition or fewer clients")
     with torch_threads(side.num_threads):
         model = side.build(client)
-        start = _start(side, model, message, context)
-        model.load_state_dict(start)
+        _start(side, model, message, context)
+        start = {
+            name: tensor.clone(memory_format=torch.contiguous_format)
+            for name, tensor in model.state_dict().items()
+        }
         model.to(side.device)
         attack = side.attack_of(client)
         team = attack.team(client, side.bad_clients)
@@ -178,25 +182,18 @@ def torch_threads(num_threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _start(side: ClientSide, model: nn.Module, message: Message, context: Context) -> State:
-    """The weights from which a client's training starts, `scratch` being its own initial ones; in their own memory."""
-    initial = model.state_dict()
-    found = _received(side, model, message, context)
-    return {name: found[name] if name in found else tensor.clone() for name, tensor in initial.items()}
-
-
-def _received(side: ClientSide, model: nn.Module, message: Message, context: Context) -> State:
-    """Those of them that are not the model's initial ones."""
+def _start(side: ClientSide, model: nn.Module, message: Message, context: Context) -> None:
+    """Give a new model the weights from which a client's training starts, `scratch` being the initial ones it has."""
     initial = model.state_dict()
     records = context.state.array_records
     if side.start == "own" and OWN_MODEL in records:
-        return from_record(records[OWN_MODEL], like=initial)
-    if side.start != "broadcast":
-        return {}
-    private = side.sharing.private(model)
-    shared = {name: value for name, value in initial.items() if name not in private}
-    state = from_record(message.content.array_records[ARRAYS], like=shared)
-    return {**state, **from_record(records[OWN_PART])} if OWN_PART in records else state
+        load_record(records[OWN_MODEL], initial)
+    if side.start == "broadcast":
+        private = side.sharing.private(model)
+        shared = {name: value for name, value in initial.items() if name not in private}
+        load_record(message.content.array_records[ARRAYS], shared)
+        if OWN_PART in records:
+            load_record(records[OWN_PART], {name: initial[name] for name in records[OWN_PART]})
 
 
 def _keep(

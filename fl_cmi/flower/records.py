@@ -3,15 +3,17 @@
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 
-from fl_cmi.flower.arrays import MessageError, Values, num_bytes, values_of
+from fl_cmi.flower.arrays import MessageError, Values, num_bytes, values_of, view_of
 from fl_cmi.types import State, Update
 
 __all__ = [
     "content_bytes",
     "from_record",
+    "load_record",
     "pack_update",
     "partition_id",
     "received_records",
@@ -53,17 +55,28 @@ def from_record(record: ArrayRecord, like: State | None = None) -> State:
     Raises:
         MessageError: Arrays that cannot be read, or names or shapes that differ.
     """
+    if like is not None:
+        _check_fit(record, like)
     state = {name: torch.from_numpy(values_of(array)) for name, array in record.items()}
-    if like is None:
-        return state
-    if state.keys() != like.keys():
-        odd = sorted(state.keys() ^ like.keys())
-        raise MessageError(f"another model was received: {len(odd)} names differ, first {odd[0]}")
-    for name, tensor in like.items():
-        if state[name].shape != tensor.shape:
-            got, wanted = tuple(state[name].shape), tuple(tensor.shape)
-            raise MessageError(f"another model was received: {name} has shape {got}, not {wanted}")
-    return {name: _cast(state[name], tensor.dtype) for name, tensor in like.items()}
+    return (
+        state if like is None else {name: _cast(state[name], tensor.dtype) for name, tensor in like.items()}
+    )
+
+
+def load_record(record: ArrayRecord, state: State) -> None:
+    """Write the model in `record` into the tensors of `state`, as `from_record` would cast them, and without its copy.
+
+    Raises:
+        MessageError: As `from_record` with a state.
+    """
+    _check_fit(record, state)
+    for name, tensor in state.items():
+        view = view_of(record[name])
+        here = tensor.numpy()
+        if view.dtype == here.dtype:
+            np.copyto(here, view)
+        else:
+            tensor.copy_(_cast(torch.from_numpy(values_of(record[name])), tensor.dtype))
 
 
 def pack_update(update: Update, metrics: Mapping[str, float]) -> RecordDict:
@@ -121,6 +134,17 @@ def content_bytes(message: Message) -> int:
         return 0
     records = [record for name, record in message.content.items() if name != REPORT]
     return sum(len(name) + _value_bytes(value) for record in records for name, value in record.items())
+
+
+def _check_fit(record: ArrayRecord, like: State) -> None:
+    """Raise MessageError where names or shapes differ."""
+    if record.keys() != like.keys():
+        odd = sorted(record.keys() ^ like.keys())
+        raise MessageError(f"another model was received: {len(odd)} names differ, first {odd[0]}")
+    for name, tensor in like.items():
+        got, wanted = tuple(record[name].shape), tuple(tensor.shape)
+        if got != wanted:
+            raise MessageError(f"another model was received: {name} has shape {got}, not {wanted}")
 
 
 def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

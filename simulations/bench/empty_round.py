@@ -26,7 +26,7 @@ from fl_cmi.flower.arrays import view_of
 from fl_cmi.flower.flower_backend import FlowerBackend
 from fl_cmi.flower.ray_backend import RayBackend
 from fl_cmi.flower.ray_session import ClientResources, num_actors_that_fit, ray_session
-from fl_cmi.flower.records import ARRAYS, METRICS, from_record, to_record
+from fl_cmi.flower.records import ARRAYS, METRICS, load_record, to_record
 from fl_cmi.memory import keep_freed_memory
 from fl_cmi.partition import Partition
 from fl_cmi.types import State, Task
@@ -108,7 +108,7 @@ def app(config_json: str, partition: Partition) -> ClientApp:
 def give_back(message: Message, context: Context) -> Message:
     """As the package's own client receives and sends."""
     net = model()
-    net.load_state_dict(from_record(message.content.array_records[ARRAYS], like=net.state_dict()))
+    load_record(message.content.array_records[ARRAYS], net.state_dict())
     numbers = MetricRecord({"num-examples": 1, "partition-id": int(context.node_config["partition-id"])})
     return Message(RecordDict({ARRAYS: to_record(net.state_dict()), METRICS: numbers}), reply_to=message)
 
