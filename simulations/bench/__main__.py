@@ -1,7 +1,7 @@
 """All figures of speed in one table: ours beside what it is compared with, and whether the goal is reached.
 
 python -m simulations.bench                               # all, about 20 minutes on two cores
-python -m simulations.bench --quick                       # small sizes, under a minute, without Flower's engine
+python -m simulations.bench --quick                       # small sizes, under a minute, without Ray
 python -m simulations.bench --only rounds memory --json speed.json
 
 A ratio with a goal `>=` is how many times as fast ours is, or as large with `<=`; the median over pairs that are
@@ -34,8 +34,8 @@ FAMILIES: Mapping[str, Callable[[Scale], Iterator[Figure]]] = {
 }
 """Figures by the name of what is measured."""
 
-SLOW = {"empty_round"}
-"""Left out of a quick look unless they are asked for: starting Ray twice takes half of the minute."""
+SLOW = {"empty_round", "rounds_ray"}
+"""Left out of a quick look unless they are asked for: starting Ray takes much of the minute."""
 
 HEADER = ("figure", "ours", "reference", "ratio", "goal", "pass")
 

@@ -1,8 +1,8 @@
 """A round in which clients only load the model and give it back: what carrying it costs.
 
-Three ways to carry 11.7 million parameters to the clients and back: this package's grid on Ray, bare Ray actors that
-are handed dictionaries of arrays, and Flower's own engine. The server packs the global model, and averages what
-it got.
+Four ways to carry 11.7 million parameters to the clients and back: this package's grid on Ray, bare Ray actors that
+are handed dictionaries of arrays, Flower's own engine with this package's arrays (`backend=flower`), and the same with
+Flower's arrays, as any app of Flower's has it. The server packs the global model, and averages what it got.
 """
 
 import gc
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import ray
 import torch
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
@@ -41,18 +41,19 @@ def figures(scale: Scale) -> Iterator[Figure]:
     """Ours over bare actors, and Flower's engine over ours."""
     for clients in (10, 100) if scale.large else (10,):
         pairs = scale.repeat(7, 3)
-        ours, bare, flower = empty_round(clients, pairs)
+        ours, bare, flower, plain = empty_round(clients, pairs)
         what = f"empty round, 11.7 M parameters, {clients} clients, s"
         yield at_most(f"{what}: ray, bare Ray actors", Times(ours, bare), 1.3)
         yield at_least(f"{what}: ray, backend=flower", Times(ours, flower), 3.0)
+        yield at_least(f"{what}: ray, Flower's engine and arrays", Times(ours, plain), None)
 
 
-def empty_round(clients: int, rounds: int) -> tuple[list[float], list[float], list[float]]:
-    """Seconds by the clock of rounds of our grid and of bare actors, taken in turn, and of Flower's engine after."""
+def empty_round(clients: int, rounds: int) -> tuple[list[float], ...]:
+    """Seconds by the clock of rounds of our grid and of bare actors, taken in turn; then of both of Flower's."""
     keep_freed_memory()
     state = model().state_dict()
     nobody = Partition("nobody", {}, tuple(np.arange(0) for _ in range(clients)))
-    ours, bare, flower = list[float](), list[float](), list[float]()
+    ours, bare, flower, plain = (list[float]() for _ in range(4))
 
     def serve(grid: Grid) -> None:
         own = partial(round_on, grid, clients, state)
@@ -66,8 +67,11 @@ def empty_round(clients: int, rounds: int) -> tuple[list[float], list[float], li
         while len(list(grid.get_node_ids())) < clients:
             time.sleep(0.1)
         own = partial(round_on, grid, clients, state)
-        own(), own()
-        flower.extend(seconds(own, time.perf_counter) for _ in range(rounds))
+        other = partial(round_on, grid, clients, state, plain=True)
+        own(), other()
+        for _ in range(rounds):
+            flower.append(seconds(own, time.perf_counter))
+            plain.append(seconds(other, time.perf_counter))
 
     with ray_session():
         # Idle actors of either kind take no time, so both can hold all CPUs, a half of each.
@@ -76,17 +80,23 @@ def empty_round(clients: int, rounds: int) -> tuple[list[float], list[float], li
         RayBackend(num_actors=workers, client_resources=half).run("", nobody, clients, serve, app)
     gc.collect()
     FlowerBackend().run("", nobody, clients, serve_flower, app)
-    return ours, bare, flower
+    return ours, bare, flower, plain
 
 
-def round_on(grid: Grid, clients: int, state: State) -> dict[str, NDArray[Any]]:
-    """One round as a strategy does it: pack, exchange, unpack, average."""
-    content = RecordDict({ARRAYS: to_record(state), "config": ConfigRecord({"server-round": 1})})
+def round_on(grid: Grid, clients: int, state: State, plain: bool = False) -> dict[str, NDArray[Any]]:
+    """One round as a strategy does it: pack, exchange, unpack, average; plain: with Flower's own arrays."""
+    arrays = ArrayRecord(state) if plain else to_record(state)
+    content = RecordDict({ARRAYS: arrays, "config": ConfigRecord({"plain": plain})})
     messages = [Message(content, node, "train") for node in grid.get_node_ids()]
     replies = list(grid.send_and_receive(messages))
     assert len(replies) == clients and not any(reply.has_error() for reply in replies)
     records = [reply.content.array_records[ARRAYS] for reply in replies]
-    return average([{name: view_of(array) for name, array in record.items()} for record in records])
+    return average(
+        [
+            {name: array.numpy() if plain else view_of(array) for name, array in record.items()}
+            for record in records
+        ]
+    )
 
 
 @lru_cache(maxsize=1)
@@ -106,11 +116,16 @@ def app(config_json: str, partition: Partition) -> ClientApp:
 
 
 def give_back(message: Message, context: Context) -> Message:
-    """As the package's own client receives and sends."""
+    """As the package's own client receives and sends, or plainly as Flower's examples do."""
     net = model()
-    load_record(message.content.array_records[ARRAYS], net.state_dict())
+    received, plain = message.content.array_records[ARRAYS], message.content.config_records["config"]["plain"]
+    if plain:
+        net.load_state_dict(received.to_torch_state_dict())
+    else:
+        load_record(received, net.state_dict())
+    sent = ArrayRecord(net.state_dict()) if plain else to_record(net.state_dict())
     numbers = MetricRecord({"num-examples": 1, "partition-id": int(context.node_config["partition-id"])})
-    return Message(RecordDict({ARRAYS: to_record(net.state_dict()), METRICS: numbers}), reply_to=message)
+    return Message(RecordDict({ARRAYS: sent, METRICS: numbers}), reply_to=message)
 
 
 @contextmanager

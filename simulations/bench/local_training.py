@@ -8,6 +8,7 @@ the convnet of the project's own studies.
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -33,23 +34,32 @@ __all__ = ["figures"]
 
 MODELS = ("lenet", "convnet")
 
+SHIFT = 2
+"""Pixels, where images are augmented."""
+
 
 def figures(scale: Scale) -> Iterator[Figure]:
-    """One line for each network."""
-    for name in MODELS:
+    """Two lines for each network: images as they are, and shifted at random."""
+    for name, shift in product(MODELS, (0, SHIFT)):
         data, clients = ("digits", 3) if scale.tiny else ("fashion_mnist", 100)
         epochs = scale.choose(5, 1)
         config = compose_config(
             [
                 *(f"data={data}", f"model={name}", f"num_clients={clients}", f"local.epochs={epochs}"),
                 *("partition=iid", "local.prior_correction=false", "strategy=fedavg", "device=cpu"),
+                *(
+                    [f"local.augment={{_target_: fl_cmi.augment.CropFlip, padding: {shift}, flip: 0.0}}"]
+                    if shift
+                    else []
+                ),
             ]
         )
-        times = in_turn(*clients_of(config), scale.repeat(15, 5))
-        yield at_least(f"a client's round, {name}, CPU s: ours, quickstart-style client", times, 3.0)
+        times = in_turn(*clients_of(config, shift), scale.repeat(15, 5))
+        what = f"{name}, shifted images" if shift else name
+        yield at_least(f"a client's round, {what}, CPU s: ours, quickstart-style client", times, 3.0)
 
 
-def clients_of(config: Config) -> tuple[Callable[[], Message], Callable[[], Message]]:
+def clients_of(config: Config, shift: int) -> tuple[Callable[[], Message], Callable[[], Message]]:
     """A round of our client, and one of the ordinary client."""
     data = dataset(config)
     partition = make_partition(config, data)
@@ -67,6 +77,7 @@ def clients_of(config: Config) -> tuple[Callable[[], Message], Callable[[], Mess
         rate=optimizer["lr"],
         momentum=optimizer["momentum"],
         weight_decay=optimizer["weight_decay"],
+        shift=shift,
     )
     # The grid gives messages an origin and clients a context.
     grid: PartitionGrid = LocalGrid(None, 1)
