@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from fl_cmi.memory import keep_freed_memory
-from simulations.bench import empty_round, inversion, local_training, memory, rounds, teachers
+from simulations.bench import empty_round, inversion, local_training, memory, rounds, teachers, workers
 from simulations.bench.figures import Figure, Scale
 from simulations.bench.machine import machine
 
@@ -31,10 +31,11 @@ FAMILIES: Mapping[str, Callable[[Scale], Iterator[Figure]]] = {
     "empty_round": empty_round.figures,
     "memory": memory.figures,
     "local_training": local_training.figures,
+    "workers": workers.figures,
 }
 """Figures by the name of what is measured."""
 
-SLOW = {"empty_round", "rounds_ray"}
+SLOW = {"empty_round", "rounds_ray", "workers"}
 """Left out of a quick look unless they are asked for: starting Ray takes much of the minute."""
 
 HEADER = ("figure", "ours", "reference", "ratio", "goal", "pass")

@@ -14,7 +14,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,12 +26,23 @@ from fl_cmi.memory import keep_freed_memory
 from fl_cmi.rng import stream_seed
 from fl_cmi.synthesis.crew import Crew, Spent
 from fl_cmi.types import Task, Teacher
-from simulations.bench.inversion import processor
+from simulations.bench.figures import Figure, Scale
+from simulations.bench.machine import processor
 
-__all__ = ["main", "speedup"]
+__all__ = ["figures", "main", "speedup"]
+
+GOAL = 1.6
 
 TASK = Task((1, 28, 28), 10, (0.286,), (0.353,))
 SETTINGS = ("model=convnet", "model.width=32", "synthesizer=per_client", "device=cpu")
+
+
+def figures(scale: Scale) -> Iterator[Figure]:
+    """Two workers of one core each against the server alone on one thread."""
+    found = speedup(pairs=scale.repeat(5, 2), batches=scale.choose(4, 2, 2), steps=scale.choose(10, 4))
+    name = "synthesis, s: server.workers=2, the server alone"
+    ratio = found["ratio"]
+    yield Figure(name, found["workers"], found["alone"], ratio, f">= {GOAL:g}", ratio >= GOAL)
 
 
 def speedup(
