@@ -5,9 +5,9 @@ python -m simulations.synthesizers --methods cmi dfq --seeds 0 1 2
 python -m simulations.synthesizers --dry-run                        # only the commands
 
 Every method and seed is a run of `python -m fl_cmi.distill` in a folder of its own under `--out`. What is done is
-skipped when the command is given again; what failed, or had another configuration, is replaced. A run that fails is
-named in the table and stops no other. Overrides that follow apply to all runs, the teacher's included:
-`data=digits local.epochs=5`.
+skipped when the command is given again, and stays in the table when others are asked for; what failed, or had another
+configuration, is replaced. A run that fails is named in the table and stops no other. Overrides that follow apply to
+all runs, the teacher's included: `data=digits local.epochs=5`.
 """
 
 import argparse
@@ -64,6 +64,16 @@ def plan(options: argparse.Namespace) -> tuple[Cell, list[Cell]]:
     ]
 
 
+def done_before(options: argparse.Namespace, cells: Sequence[Cell]) -> list[tuple[Cell, Result]]:
+    """Runs of earlier commands that differ from these cells in method and seed alone."""
+    folder = options.out.resolve() / f"{options.budget:g}s"
+    seeds = {int(path.name.removeprefix("seed-")) for path in folder.glob("*/seed-[0-9]*")}
+    every = argparse.Namespace(**{**vars(options), "methods": list(METHODS), "seeds": sorted(seeds)})
+    asked = {cell.folder for cell in cells}
+    others = [cell for cell in plan(every)[1] if cell.folder not in asked and cell.folder.is_dir()]
+    return [(cell, found) for cell in others if (found := cell.result()) is not None]
+
+
 def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -101,8 +111,11 @@ def main(arguments: Sequence[str] | None = None, run: Launch = launch) -> int:
         print(f"teacher: {trained}", file=sys.stderr)
         return 1
 
+    before = done_before(options, cells)
+
     def tell(results: list[tuple[Cell, Result]]) -> str:
-        named = [(str(cell.where["method"]), int(cell.where["seed"]), result) for cell, result in results]
+        every = [*before, *results]
+        named = [(str(cell.where["method"]), int(cell.where["seed"]), result) for cell, result in every]
         return write_tables(options.out, trained, named, options.budget)
 
     # After every run, so that a look at the tables never has to wait for the last one.

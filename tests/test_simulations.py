@@ -25,7 +25,19 @@ TINY = [
     "synthesizer.batch_size=4",
     "synthesizer.inversion.source.generator.width=4",
 ]
-ASKED = {"cmi", "dafl", "zskt", "dfad", "dfq", "rdskd", "fast_cmi", "per_client", "noise", "kw_bns"}
+ASKED = {
+    "cmi",
+    "dafl",
+    "zskt",
+    "dfad",
+    "dfq",
+    "rdskd",
+    "fast_cmi",
+    "per_client",
+    "noise",
+    "kw_bns",
+    "kw_bns_inception_adam",
+}
 ASKED |= {"deep_inversion", "adaptive_deep_inversion", "kw_bns_inception", "cmi_no_contrast"}
 
 
@@ -79,6 +91,17 @@ def test_runs_are_resumed_and_tabled(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "| second | 2 |" in table
     assert "+-" in table
     assert table in capsys.readouterr().out
+    # What was done before stays in the table; what had other overrides does not.
+    assert compare(tmp_path, here, "--methods", "first") == 0
+    assert here.cells[3:] == ["first-0"]
+    table = (tmp_path / "synthesizers.md").read_text(encoding="utf-8")
+    assert "| first | 1 |" in table
+    assert "| second | 2 |" in table
+    assert main(["--out", str(tmp_path), "--methods", "first", "--", *TINY, "local.epochs=2"], here) == 0
+    assert here.cells[4:] == ["teacher", "first-0"]
+    assert "second" not in (tmp_path / "synthesizers.md").read_text(encoding="utf-8")
+    assert compare(tmp_path, here, "--methods", "second") == 0
+    here.cells[3:] = []
     # Another budget is another configuration; the teacher is the same.
     assert compare(tmp_path, here, "--methods", "second", "--budget", "7") == 0
     assert here.cells[3:] == ["second-0"]
@@ -176,7 +199,7 @@ def summary(accuracy: float) -> dict[str, Any]:
 def test_the_table_is_ordered_by_what_was_found(tmp_path: Path) -> None:
     results = [("a", 0, summary(0.5)), ("b", 0, summary(0.7)), ("b", 1, summary(0.8)), ("c", 0, "fell over")]
     lines = write_tables(tmp_path, summary(0.9), results, 300).splitlines()
-    assert lines[0].startswith("Teacher 92.00 %, 300 s")
+    assert lines[0].startswith("Teacher 92.00 %, 300 CPU s")
     rows = [line for line in lines if line.startswith(("| a", "| b"))]
     assert rows[0].startswith("| b | 2 | 75.00 +- 7.07 | 50.00 +- 0.00 | 0.250 +- 0.000")
     assert rows[1].startswith("| a | 1 | 50.00 | 50.00 | 0.250 |")
