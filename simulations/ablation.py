@@ -56,8 +56,9 @@ CHANGES: dict[str, list[str]] = {
     "unsharpened": ["distiller.targets.sharpen=1.0"],
     "ensembles_labels": ["distiller.targets.mix=0.0"],
     "no_mixup": ["distiller.mixup=0.0"],
+    "half_mixed": ["distiller.mixup=0.5"],
     "no_augment": ["distiller.augment=null"],
-    "from_average": ["student_start=average"],
+    "from_scratch": ["student_start=scratch"],
 }
 
 VARIANTS = {name: Method((*OURS, *change)) for name, change in CHANGES.items()}
