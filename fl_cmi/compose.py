@@ -6,7 +6,7 @@ A configuration is a plain, resolved dictionary here; between processes it trave
 import copy
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,15 +63,24 @@ def config_folder() -> Path:
     return installed if installed.is_dir() else Path(__file__).parent.parent / "conf"
 
 
-def compose_config(overrides: Sequence[str], name: str = "simulate") -> Config:
+def compose_config(
+    overrides: Sequence[str],
+    name: str = "simulate",
+    complete: Callable[[DictConfig], DictConfig] = lambda config: config,
+) -> Config:
     """The configuration that `python -m fl_cmi.<name>` would run with these overrides.
+
+    Args:
+        overrides: Hydra's.
+        name: The program.
+        complete: Called before references are resolved.
 
     Raises:
         ConfigError: A file in it is no configuration.
         HydraException: Overrides that do not fit it.
     """
     with readable(), hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
-        return plain_config(hydra.compose(name, list(overrides)))
+        return plain_config(complete(hydra.compose(name, list(overrides))))
 
 
 @contextmanager

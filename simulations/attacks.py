@@ -51,7 +51,7 @@ QUICK = (
 )
 
 UNATTACKED = ("student_start=previous", "distiller.mixup=0.5")
-"""An average with bad clients in it is no place to start from; so the student's first steps are as for one that is new."""
+"""An average with bad clients in it is no place to start from."""
 
 Row = Mapping[str, str]
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fl_cmi.compose import compose_config
 from fl_cmi.report.summary import json_safe
@@ -43,20 +43,6 @@ CARRIAGE = ("backend", "checkpoint", "resume", "server_threads", "threads", "tea
 
 composing = threading.Lock()
 """Hydra composes one configuration at a time."""
-
-
-class Process(Protocol):
-    """What `launch` runs."""
-
-    @property
-    def folder(self) -> Path:
-        """Where it goes."""
-        ...
-
-    @property
-    def command(self) -> list[str]:
-        """What runs it."""
-        ...
 
 
 def command_of(program: str, overrides: Sequence[str], folder: Path) -> list[str]:
@@ -93,7 +79,11 @@ class Cell:
     def config(self) -> dict[str, Any]:
         """Its configuration, as a summary tells it."""
         with composing:
-            return dict(json.loads(json.dumps(json_safe(compose_config(self.overrides, self.program)))))
+            return dict(json.loads(json.dumps(json_safe(self.composed()))))
+
+    def composed(self) -> dict[str, Any]:
+        """The same, as the program composes it."""
+        return compose_config(self.overrides, self.program)
 
     def result(self) -> dict[str, Any] | None:
         """The summary of a finished run of the very same configuration; None if there is none."""
@@ -120,7 +110,7 @@ Launch = Callable[[Cell, float | None], str | None]
 
 
 def launch(
-    cell: Process, limit: float | None, threads: int | None = None, keep: Sequence[int] = ()
+    cell: Cell, limit: float | None, threads: int | None = None, keep: Sequence[int] = ()
 ) -> str | None:
     """Run a cell in a process of its own, its output into `output.txt`; why it failed, or None.
 

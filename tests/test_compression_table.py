@@ -1,50 +1,71 @@
-"""`python -m simulations.compression`: its plan, resuming and the table."""
+"""`python -m simulations.compression`: its plan, resuming and the tables."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fl_cmi.compose import compose_config
-from simulations.compression import IMAGES, Run, main, options_of, plan, table_of
+from simulations.compression import IMAGES, main, options_of, plan
+from simulations.compression_tables import accuracies, executed, row_of
+from simulations.sweep import Cell
 
-ONE = ["--models", "convnet", "--trainings", "federated", "--seeds", "0"]
+ONE = ["--models", "convnet", "--trainings", "federated", "--seeds", "0", "--threads", "1"]
 
 
-def fake(started: list[Run], wrong: str = "nothing") -> Any:
-    def start(run: Run) -> str | None:
-        started.append(run)
-        if wrong in str(run.folder):
+def result_of(cell: Cell, calibrated: float = 0.8) -> dict[str, Any]:
+    """What a run of it might have found."""
+    low = "kd=true" in cell.overrides
+    return {
+        "model": {"accuracy": 0.9, "latency_ms": {"1": 2.0, "64": 30.0}},
+        "student": {
+            "accuracy_calibrated": calibrated,
+            "accuracy_last": 0.85,
+            "bytes": 25,
+            "latency_ms": {"1": 4.0, "64": 10.0},
+        },
+        "compression": {"kd": {"steps": 1} if low else None, "executed": not low},
+        "calibration": {"images": 4},
+        "ratio": 4.0,
+        "seconds": {"total": 1.0},
+        "commit": "c",
+    }
+
+
+def fake(started: list[Cell], wrong: str = "nothing") -> Any:
+    def start(cell: Cell, limit: float | None) -> str | None:
+        started.append(cell)
+        if str(cell.folder).endswith(wrong):
             return "fl_cmi: wrong"
-        run.folder.mkdir(parents=True)
-        summary = {
-            "model": {"accuracy": 0.9},
-            "student": {"accuracy_calibrated": 0.8, "accuracy_last": 0.85},
-            "compression": {"kd": {"steps": 1} if "kd=true" in run.overrides else None},
-        }
-        (run.folder / "summary.json").write_text(json.dumps(summary))
+        cell.folder.mkdir(parents=True)
+        summary = {**result_of(cell), "config": cell.config()}
+        (cell.folder / "summary.json").write_text(json.dumps(summary))
         return None
 
     return start
 
 
-def test_every_command_composes() -> None:
-    cells = plan(options_of([]))
-    assert len(cells) == 3 * 3 * 5 * (2 * len(IMAGES) - 1)
-    for overrides in {run.overrides for cell in cells for run in cell.runs if run.program == "simulate"}:
-        if "seed=0" in overrides:
-            compose_config(overrides)
-    for overrides in {cell.runs[-1].overrides for cell in cells[: 5 * len(IMAGES)]}:
-        compose_config(overrides, "compress")
-    folders = [cell.runs[-1].folder for cell in cells]
+def test_every_command_composes(tmp_path: Path) -> None:
+    whole = plan(options_of(["--out", str(tmp_path)]))
+    assert len(whole.models) == 3 * 2 * 3
+    assert len(whole.images) == 3 * 2 * 3 * 4
+    assert len(whole.cells) == 3 * 3 * 5 * (2 * len(IMAGES) - 1)
+    folders = [cell.folder for cell in whole.cells]
     assert len(set(folders)) == len(folders)
+    start = fake([])
+    for cell in whole.models:
+        if cell.where["seed"] == 0:
+            start(cell, None)
+    some = [cell for cell in whole.cells if "W4A8" == cell.where["bits"] or cell.where["images"] == "real"]
+    for cell in (*whole.images, *some):
+        if {"seed": 0, "model": "convnet", "training": "federated"}.items() <= cell.where.items():
+            assert cell.config()["data"]["_target_"].endswith("fashion_mnist.load")
 
 
 def test_a_dry_run_only_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        main([*ONE, "--images", "BNS", "noise", "--bits", "W4A8", "--out", str(tmp_path), "--dry-run"]) == 0
-    )
+    given = [*ONE, "--images", "BNS", "noise", "--bits", "W4A8", "--out", str(tmp_path), "--dry-run"]
+    assert main(given) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + 1 + 2  # the model, the inverted images, two cells
     assert "fl_cmi.simulate" in lines[0]
@@ -52,43 +73,52 @@ def test_a_dry_run_only_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_what_is_done_is_not_done_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    started: list[Run] = []
+    started: list[Cell] = []
     given = [*ONE, "--images", "BNS", "--bits", "W8A8", "W4A8", "int8", "--out", str(tmp_path)]
     assert main(given, fake(started)) == 0
     assert len(started) == 2 + 3, "model and images once"
     assert main(given, fake(started)) == 0
     assert len(started) == 5
-    assert main([*given, "steps=7"], fake(started)) == 0
+    assert main([*given, "--", "steps=7"], fake(started)) == 0
     assert len(started) == 5 + 4, "all but the model"
     capsys.readouterr()
-    assert (
-        "| federated | convnet | BNS | 90.0 | 80.0 / 85.0 | 80.0 / 85.0 | 80.0 |"
-        in (tmp_path / "table.md").read_text()
-    )
+    text = (tmp_path / "table.md").read_text()
+    assert "| federated | convnet | BNS | 90.0 | 80.0 / 85.0 | 80.0 / 85.0 | 80.0 |" in text
+    assert "| federated | convnet | BNS | 10.00 | 4.00 | 0.50 | 3.00 |" in text
+    with (tmp_path / "results.csv").open(newline="") as file:
+        assert [row["fine_tuned"] for row in csv.DictReader(file)] == ["0.85", "0.85", ""]
+
+
+def test_what_comes_from_a_run_is_done_again_with_it(tmp_path: Path) -> None:
+    started: list[Cell] = []
+    given = [*ONE, "--images", "BNS", "noise", "--bits", "W8A8", "--out", str(tmp_path)]
+    main(given, fake(started))
+    (tmp_path / "federated/convnet/seed-0/BNS/summary.json").unlink()
+    main(given, fake(started))
+    assert [cell.folder.name for cell in started[4:]] == ["BNS", "W8A8"], "the images and what they calibrate"
+    (tmp_path / "federated/convnet/seed-0/summary.json").unlink()
+    del started[:]
+    main(given, fake(started))
+    assert len(started) == 4
 
 
 def test_a_failure_stops_no_other_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    started: list[Run] = []
+    started: list[Cell] = []
     given = [*ONE, "--images", "BNS", "noise", "--bits", "W8A8", "W4A8", "--out", str(tmp_path)]
-    assert main(given, fake(started, "BNS/images")) == 1
+    assert main(given, fake(started, "/BNS")) == 1
     assert len(started) == 1 + 1 + 2, "images are tried once"
     assert "fl_cmi: wrong" in capsys.readouterr().out
     assert "| federated | convnet | BNS | - | failed | failed |" in (tmp_path / "table.md").read_text()
 
 
 def test_seeds_have_a_mean_and_a_deviation() -> None:
-    cells = plan(options_of([*ONE[:4], "--images", "real", "--bits", "W4A4", "--seeds", "0", "1"]))
-    results = [
-        (
-            cell,
-            {
-                "model": {"accuracy": 0.9},
-                "student": {"accuracy_calibrated": 0.5 + 0.1 * cell.seed, "accuracy_last": 0.7},
-                "compression": {"kd": {}},
-            },
-        )
-        for cell in cells
-    ]
-    for _, result in results:
-        result["compression"]["kd"] = {"steps": 1}
-    assert "| 90.0 | 55.0 +- 7.1 / 70.0 +- 0.0 |" in table_of(results)
+    cells = plan(options_of([*ONE[:4], "--images", "real", "--bits", "W4A4", "--seeds", "0", "1"])).cells
+    rows = [row_of(cell, result_of(cell, 0.5 + 0.1 * float(cell.where["seed"]))) for cell in cells]
+    assert "| 90.0 +- 0.0 | 55.0 +- 7.1 / 85.0 +- 0.0 |" in accuracies(rows)
+    assert executed(rows) == "", "simulated bits have no speed"
+
+
+def test_models_that_lack_a_seed_count_those_that_are_there() -> None:
+    cells = plan(options_of([*ONE[:4], "--images", "real", "--bits", "int8", "--seeds", "0", "1"])).cells
+    rows = [row_of(cells[0], result_of(cells[0])), row_of(cells[1], "fl_cmi: wrong")]
+    assert "| 90.0 | 80.0 (1 failed) |" in accuracies(rows)
