@@ -20,6 +20,7 @@ from fl_cmi.command import carry_out, command_line
 from fl_cmi.compose import Config, build, dataset, make_model, task
 from fl_cmi.compression.stage import FineTuning, Stage, alone
 from fl_cmi.data.dataset import Dataset
+from fl_cmi.memory import keep_freed_memory
 from fl_cmi.models.checkpoint import load_weights
 from fl_cmi.nodes import check_nodes
 from fl_cmi.report.compression import print_compression
@@ -47,6 +48,7 @@ def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, 
     check(config)
     progress = Progress()
     torch.set_num_threads(config["threads"] or os.cpu_count() or 1)
+    keep_freed_memory()
     seed, device = config["seed"], pick_device(config["device"])
     with progress.phase("setup"):
         data = dataset(config)
