@@ -4,8 +4,9 @@ The hooks live in a context manager and the result is a value, so two passes can
 stays behind on the model.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fl_cmi.precision import full
+
 __all__ = [
+    "Observed",
     "Seen",
     "batch_norm_layers",
     "batch_statistics",
@@ -24,12 +28,28 @@ __all__ = [
 ]
 
 Seen = dict[nn.BatchNorm2d, Tensor]
-"""The input of each batch-norm layer (B, D_l, H, W), filled by the forward pass in the order of execution."""
+"""The input of each batch-norm layer (B, D_l, H, W), filled by the forward pass in the order of execution; never in
+bfloat16, in which batch norm's own kernel would round statistics to 8 bits."""
 
 
 def batch_norm_layers(model: nn.Module) -> list[nn.BatchNorm2d]:
     """All `BatchNorm2d` layers of a model, in module order."""
     return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What one forward pass of every teacher showed; one entry per teacher.
+
+    Args:
+        logits: (B, C).
+        seen: Inputs of the batch-norm layers.
+        features: Inputs of the classifier (B, D_k).
+    """
+
+    logits: Sequence[Float[Tensor, "batch classes"]]
+    seen: Sequence[Seen]
+    features: Sequence[Float[Tensor, "batch _"]]
 
 
 @contextmanager
@@ -45,7 +65,7 @@ def observe(model: nn.Module) -> Iterator[Seen]:
         if layer in seen:
             raise RuntimeError("a batch-norm layer ran twice while it was observed")
         assert isinstance(layer, nn.BatchNorm2d)
-        seen[layer] = inputs[0]
+        seen[layer] = full(inputs[0])
 
     handles = [layer.register_forward_pre_hook(keep) for layer in batch_norm_layers(model)]
     try:
@@ -60,7 +80,7 @@ def classifier_input(model: nn.Module) -> Iterator[list[Tensor]]:
     """Collect what a model's `classifier` sees, its penultimate features (B, D), during one forward pass."""
     found: list[Tensor] = []
     handle = model.get_submodule("classifier").register_forward_pre_hook(
-        lambda _, inputs: found.append(inputs[0])
+        lambda _, inputs: found.append(full(inputs[0]))
     )
     try:
         yield found
@@ -92,7 +112,7 @@ def batch_statistics(
     f: Float[Tensor, "batch channels height width"],
 ) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]:
     """Mean and biased variance of each channel over batch, height and width; differentiable once."""
-    mean, var = _Statistics.apply(f)
+    mean, var = _Statistics.apply(full(f))
     return mean, var
 
 

@@ -29,6 +29,7 @@ from fl_cmi.federated.method import ClientMethod
 from fl_cmi.federated.sharing import Sharing
 from fl_cmi.models.initialize import initialize
 from fl_cmi.partition import Partition, hold_out
+from fl_cmi.precision import precision_called
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
 from fl_cmi.rng import numpy_stream, stream
@@ -272,7 +273,7 @@ def server_side(
     """Build the server's side; what `partition` holds out is the server's, and `crew` works for it."""
     held_out = None if partition is None else partition.held_out
     what = task(data)
-    clients = Clients.of(config, data)
+    clients, device = Clients.of(config, data), pick_device(config["device"])
     return ServerSide(
         what,
         data.test,
@@ -281,10 +282,11 @@ def server_side(
         min(len(clients.nodes), config["num_clients"]),
         config["share_label_counts"],
         config["seed"],
-        pick_device(config["device"]),
+        device,
         progress,
         log,
         sharing(config),
         None if held_out is None else data.train.subset(torch.from_numpy(held_out)),
         crew,
+        precision_called(config["precision"], device),
     )

@@ -31,6 +31,7 @@ from fl_cmi.evaluate import accuracy, predict
 from fl_cmi.measures import measure_pool
 from fl_cmi.memory import keep_freed_memory
 from fl_cmi.models.checkpoint import load_weights
+from fl_cmi.precision import Precision, exact, precision_called
 from fl_cmi.report.folder import save_state, saving_on_failure, write_results
 from fl_cmi.report.html import write_distillation
 from fl_cmi.report.integrity import write_integrity
@@ -66,6 +67,7 @@ def carry_on(
     progress, log = Progress(), MetricsLog(run_dir / "metrics.jsonl")
     torch.set_num_threads(config["threads"] or os.cpu_count() or 1)
     device, seed = pick_device(config["device"]), config["seed"]
+    precision = precision_called(config["precision"], device)
     crew = crew_of(config)
     budget_s = checked_budget(config["budget_s"])
     clock = clock_called(config["budget_clock"], clocks_of(crew))
@@ -105,7 +107,7 @@ def carry_on(
                     train(teacher, training, data.train, seed, device)
             save_state(teacher.state_dict(), run_dir / "teacher.safetensors")
         checkpoints.begin_transfer({"teacher": teacher.state_dict})
-        ensemble = alone(teacher, counts, combine).to(device)
+        ensemble = alone(teacher, counts, combine, precision).to(device)
 
         def test_accuracy(model: nn.Module) -> float:
             return accuracy(predict(model, data.test, device), data.test)
@@ -131,7 +133,7 @@ def carry_on(
             )
     with progress.phase("evaluation"):
         looks = [row for row in MetricsLog.read(log.path) if row["event"] == "evaluate"]
-        measured = measure(ensemble, student, pool, data, seed, looks)
+        measured = measure(alone(teacher, counts, combine).to(device), student, pool, data, seed, looks)
     summary = {
         **measured,
         "digest": digest(student.state_dict()),
@@ -153,9 +155,12 @@ def carry_on(
     return summary
 
 
-def alone(model: nn.Module, counts: Tensor | None, combine: Combine) -> Ensemble:
+def alone(
+    model: nn.Module, counts: Tensor | None, combine: Combine, precision: Precision = exact
+) -> Ensemble:
     """An ensemble of one teacher, with the class counts of its training set where they are known."""
-    return Ensemble([Teacher(0, 1 if counts is None else int(counts.sum()), counts, model)], combine)
+    teacher = Teacher(0, 1 if counts is None else int(counts.sum()), counts, model)
+    return Ensemble([teacher], combine, precision=precision)
 
 
 @contextmanager

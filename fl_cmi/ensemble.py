@@ -4,9 +4,8 @@ Shape letters: K teachers, B batch, C classes.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -14,15 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fl_cmi.bank import Pool
-from fl_cmi.batchnorm import Seen, batch_norm_layers, classifier_input, observe
+from fl_cmi.batchnorm import Observed, batch_norm_layers, classifier_input, observe
 from fl_cmi.losses import label_log_prior
+from fl_cmi.precision import Precision, exact
 from fl_cmi.types import ConfigError, Teacher
 
 __all__ = [
     "Combine",
     "Ensemble",
     "Learns",
-    "Observed",
     "by_class_counts",
     "by_energy",
     "by_num_examples",
@@ -154,21 +153,6 @@ def majority(logits_KBC: Logits, ensemble: "Ensemble") -> Combined:
     return F.log_softmax(votes_BC.to(logits_KBC).log(), dim=1)
 
 
-@dataclass(frozen=True)
-class Observed:
-    """What one forward pass of every teacher showed; one entry per teacher.
-
-    Args:
-        logits: (B, C).
-        seen: Inputs of the batch-norm layers.
-        features: Inputs of the classifier (B, D_k).
-    """
-
-    logits: Sequence[Float[Tensor, "batch classes"]]
-    seen: Sequence[Seen]
-    features: Sequence[Float[Tensor, "batch _"]]
-
-
 class Ensemble(nn.Module):
     """The clients' models, frozen and in eval mode, combined into one classifier.
 
@@ -179,15 +163,21 @@ class Ensemble(nn.Module):
         teachers: At least one, in the order of their partition ids.
         combine: The rule behind `forward`.
         passes: Counter of forward passes of single teachers, shared with another ensemble; None starts one.
+        precision: Of the teachers, and of the networks that learn from them: see `run`.
     """
 
     class_counts_KC: Tensor | None
     num_examples_K: Tensor
 
     def __init__(
-        self, teachers: Sequence[Teacher], combine: Combine = mean_logits, passes: list[int] | None = None
+        self,
+        teachers: Sequence[Teacher],
+        combine: Combine = mean_logits,
+        passes: list[int] | None = None,
+        precision: Precision = exact,
     ) -> None:
         super().__init__()
+        self.precision = precision
         self._passes = [0] if passes is None else passes
         if not teachers:
             raise ValueError("an ensemble needs at least one teacher")
@@ -271,13 +261,17 @@ class Ensemble(nn.Module):
 
     def only(self, k: int) -> "Ensemble":
         """Teacher `k` alone (its position, not its partition id), as an ensemble; weights are shared, not copied."""
-        alone = Ensemble([self.teachers[k]], mean_logits, self._passes)
+        alone = Ensemble([self.teachers[k]], mean_logits, self._passes, self.precision)
         return alone.to(self.num_examples_K.device)
+
+    def run(self, network: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        """What a network on the ensemble's device, a student or a generator, makes of its inputs, in float32."""
+        return self.precision(self.num_examples_K.device, network, *inputs)
 
     def logits(self, x: Float[Tensor, "batch channels height width"]) -> Logits:
         """Each teacher's own logits."""
         self._passes[0] += len(self)
-        return torch.stack([model(x) for model in self.models])
+        return torch.stack([self.run(model, x) for model in self.models])
 
     def observe(self, x: Float[Tensor, "batch channels height width"]) -> Observed:
         """Each teacher's logits, with the inputs of its batch-norm layers and of its classifier."""
@@ -285,7 +279,7 @@ class Ensemble(nn.Module):
         logits, seen, features = [], [], []
         for model in self.models:
             with observe(model) as inputs, classifier_input(model) as found:
-                logits.append(model(x))
+                logits.append(self.run(model, x))
             seen.append(inputs)
             features.extend(found)
         return Observed(logits, seen, features)

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from fl_cmi.precision import full
+
 __all__ = [
     "entropy",
     "info_nce",
@@ -106,29 +108,67 @@ def info_nce(
         c: Tensor = _InfoNce.apply(queries, keys, temperature)
         return c
     positives = torch.arange(len(queries), device=queries.device)
-    return F.cross_entropy((queries / temperature) @ keys.T, positives, reduction="none")
+    return F.cross_entropy(full((queries / temperature) @ keys.T), positives, reduction="none")
 
 
 class _InfoNce(torch.autograd.Function):
     """`info_nce` without the matrix of all similarities, for keys without gradient: twice as fast on a CPU.
 
     `dc_i / dq_i = (sum_j p_ij k_j - k_i) / T` with `p_i = softmax(q_i k^T / T)`: the sum is attention with the keys as
-    values, whose kernel also tells the log of the softmax's denominator, and works block by block.
+    values, whose kernel also tells the log of the softmax's denominator, and works block by block. That kernel gains
+    nothing from bfloat16, so that under autocast the sum is taken by `in_blocks`.
     """
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
         attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        values, log_sum = attention(queries[None, None], *[keys[None, None]] * 2, scale=1 / temperature)
         positives = keys[: len(queries)]
-        ctx.save_for_backward((values[0, 0] - positives) / temperature)
-        return log_sum.reshape(-1) - (queries * positives).sum(dim=1) / temperature
+        similar = (queries * positives).sum(dim=1) / temperature
+        if torch.is_autocast_enabled("cpu"):
+            values, log_sum = in_blocks(queries / temperature, keys, similar)
+            positives = (
+                positives.bfloat16().float()
+            )  # as among the values, or rounding is all that is left of them
+        else:
+            values, log_sum = attention(queries[None, None], *[keys[None, None]] * 2, scale=1 / temperature)
+            values, log_sum = values[0, 0], log_sum.reshape(-1)
+        ctx.save_for_backward((values - positives) / temperature)
+        return log_sum - similar
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, to_c: Tensor) -> tuple[Tensor, None, None]:
         (slope,) = ctx.saved_tensors
         return to_c[:, None] * slope, None, None
+
+
+def in_blocks(
+    queries: Float[Tensor, "batch width"],
+    keys: Float[Tensor, "keys width"],
+    similar: Float[Tensor, " batch"],
+    rows: int = 128,
+) -> tuple[Float[Tensor, "batch width"], Float[Tensor, " batch"]]:
+    """`sum_j p_ij k_j` and `log sum_j exp(s_ij)`, with `s = q k^T` and `p_i = softmax(s_i)`.
+
+    Products are in bfloat16, sums in float32.
+
+    Args:
+        queries: q.
+        keys: k.
+        similar: s_ii in float32: the positives, mostly the largest by far, and no loss gets below 0.
+        rows: Queries at a time, whose s stays in the processor's cache.
+    """
+    half = keys.bfloat16()
+    values, log_sums = list[Tensor](), list[Tensor]()
+    for some, own in zip(queries.bfloat16().split(rows), similar.split(rows), strict=True):
+        s = (some @ half.T).float()
+        s.diagonal(rows * len(values)).copy_(own)
+        most = s.amax(dim=1, keepdim=True)
+        weight = (s - most).exp_()
+        total = weight.sum(dim=1, keepdim=True)
+        values.append((weight.bfloat16() @ half).float() / total)
+        log_sums.append((total.log() + most)[:, 0])
+    return torch.cat(values), torch.cat(log_sums)
 
 
 def pairwise_diversity(

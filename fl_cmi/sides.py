@@ -12,6 +12,7 @@ from fl_cmi.ensemble import Combine, Ensemble
 from fl_cmi.evaluate import accuracy, predict
 from fl_cmi.federated.buffers import weighted_mean
 from fl_cmi.federated.sharing import Sharing
+from fl_cmi.precision import Precision, exact
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
 from fl_cmi.synthesis.crew import Crew, clocks_of
@@ -77,6 +78,7 @@ class ServerSide:
         sharing: What clients do besides training, and what they share.
         held_out: Training images that no client got, or None.
         crew: Makes and labels batches of images for the server; None: the server does so itself.
+        precision: Of the networks while the server synthesizes, labels and distils.
     """
 
     task: Task
@@ -92,6 +94,7 @@ class ServerSide:
     sharing: Sharing = field(default_factory=Sharing)
     held_out: Images | None = None
     crew: Crew | None = None
+    precision: Precision = exact
 
     @property
     def clocks(self) -> Mapping[str, Clock]:

@@ -65,6 +65,7 @@ MISTAKES = {
     "server_threads=0": "server_threads=0: ",
     "budget_s=-1": "budget_s=-1: ",
     "budget_clock=sun": "budget_clock=sun: ",
+    "precision=half": "precision=half: exact or fast",
     "on_client_failure=cry": "on_client_failure=cry: ",
 }
 """Overrides, and what the line has to tell."""

@@ -16,6 +16,7 @@ from fl_cmi.checkpoint.tree import pack, unpack
 from fl_cmi.compose import build, compose_config
 from fl_cmi.distillation.budget import CLOCKS, Clock
 from fl_cmi.distillation.transfer import transfer
+from fl_cmi.precision import Precision, exact
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
 from fl_cmi.report.summary import digest
@@ -50,6 +51,7 @@ def outcome(
     clock: Clock = time.perf_counter,
     budget_s: float | None = None,
     rounds: int = 1,
+    precision: Precision = exact,
     **schedule: Any,
 ) -> dict[str, Any]:
     """What so many rounds of a shrunk configuration come to."""
@@ -62,7 +64,7 @@ def outcome(
     )
     for number in range(1, rounds + 1):
         metrics = transfer(
-            ensemble(COUNTS, combine),
+            ensemble(COUNTS, combine, precision=precision),
             student,
             synthesizer,
             build(shrink(config["distiller"]), "distiller"),

@@ -160,6 +160,7 @@ MISTAKES = {
     "budget_s=0": "budget_s=0: ",
     "budget_s=soon": "budget_s=soon: ",
     "budget_clock=sun": "budget_clock=sun: ",
+    "precision=half": "precision=half: exact or fast",
     "teacher.train=false": "teacher.train=False: ",
     "teacher.train=maybe": "teacher.train=maybe: ",
     "teacher.checkpoint=none.safetensors": "teacher.checkpoint=none.safetensors: an existing",

@@ -19,6 +19,7 @@ import fl_cmi.simulate
 from fl_cmi.compose import compose_config
 from fl_cmi.flower.ray_session import ray_session
 from fl_cmi.flower.ray_workers import RayWorkers
+from fl_cmi.precision import fast
 from fl_cmi.synthesis.crew import Crew, WorkerFailure
 from fl_cmi.types import ConfigError
 from simulations.bench.workers import speedup
@@ -57,6 +58,13 @@ def test_late_and_killed_workers_change_nothing(ray_running: None, tmp_path: Pat
     while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
         assert time.monotonic() < end, "a worker is left"
         time.sleep(0.2)
+
+
+def test_workers_are_as_fast_as_the_server(ray_running: None, tmp_path: Path) -> None:
+    expected = outcome("synthesizer=kw_bns", tmp_path / "here", None, precision=fast)
+    there = crew()
+    with there.workers.hired():
+        assert outcome("synthesizer=kw_bns", tmp_path / "there", there, precision=fast) == expected
 
 
 def test_who_dies_again_and_again_ends_the_run(ray_running: None, tmp_path: Path) -> None:

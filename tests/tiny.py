@@ -12,6 +12,7 @@ from fl_cmi.ensemble import Combine, Ensemble, mean_logits
 from fl_cmi.models.convnet import ConvNet
 from fl_cmi.models.generator import Generator
 from fl_cmi.models.initialize import initialize
+from fl_cmi.precision import Precision, exact
 from fl_cmi.synthesis.contrast import Contrast
 from fl_cmi.synthesis.inversion import Inversion
 from fl_cmi.synthesis.source import GeneratorSource, Source
@@ -67,6 +68,7 @@ def ensemble(
     combine: Combine = mean_logits,
     make: Callable[[int], nn.Module] = network,
     first_client: int = 0,
+    precision: Precision = exact,
 ) -> Ensemble:
     """One teacher for each row of counts; partition ids in steps of ten."""
     return Ensemble(
@@ -80,6 +82,7 @@ def ensemble(
             for k, row in enumerate(counts)
         ],
         combine,
+        precision=precision,
     )
 
 

@@ -21,6 +21,7 @@ from fl_cmi.distillation.loss import Answers, DistillLoss
 from fl_cmi.distillation.perturb import Perturb
 from fl_cmi.distillation.targets import Fresh, Targets
 from fl_cmi.ensemble import Ensemble
+from fl_cmi.precision import full
 from fl_cmi.rng import stream
 from fl_cmi.training import Schedule, constant, optimizing
 from fl_cmi.types import ConfigError
@@ -175,7 +176,7 @@ class Lesson:
             watching(own if d.loss.needs_features else []) as learnt,
             watching(own if d.loss.needs_layers else [], layer_outputs) as learnt_layers,
         ):
-            logits = self.student(x)
+            logits = ensemble.run(self.student, x)
         return Answers(
             target,
             logits,
@@ -184,8 +185,8 @@ class Lesson:
             None if mixed or batch.pool is None else batch.index,
             None if mixed or batch.y is None else batch.y.to(device),
             None if mixed else batch.pool,
-            learnt_layers[0] if learnt_layers else (),
-            taught_layers,
+            [full(h) for h in learnt_layers[0]] if learnt_layers else (),
+            [[full(h) for h in outputs] for outputs in taught_layers],
         )
 
     def begin(self, answers: Answers, rng: torch.Generator) -> None:

@@ -114,7 +114,8 @@ class FedDF(FedAvg):
             return None, None
         side, prototypes = self.side, self.prototypes
         updates = self.kept(unpack_updates(valid))
-        ensemble = Ensemble([side.teacher(update) for update in updates], self.combine).to(side.device)
+        teachers = [side.teacher(update) for update in updates]
+        ensemble = Ensemble(teachers, self.combine, precision=side.precision).to(side.device)
         side.log.write(
             "ensemble", round=server_round, clients=len(ensemble), bn_layers=ensemble.batch_norm_counts
         )

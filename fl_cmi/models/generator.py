@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from fl_cmi.models.initialize import initialize_normal
 from fl_cmi.models.upsampled_conv import UpsampledConv
+from fl_cmi.precision import full
 from fl_cmi.types import ConfigError, Shape, Task
 
 __all__ = ["Generator", "ImageGenerator", "checked_sizes"]
@@ -99,7 +100,8 @@ class Generator(ImageGenerator):
         h = self.project(z).view(-1, *self.start)
         if self.paint.weight.is_contiguous(memory_format=torch.channels_last):
             h = h.contiguous(memory_format=torch.channels_last)
-        x: Tensor = self.paint(self.grow(h))
+        # A sigmoid in 8 bits would be 1, and without gradient, for whatever is nearly white.
+        x = full(self.paint(self.grow(h)))
         return x[:, :, : self.sides[0], : self.sides[1]]
 
     def images(

@@ -15,6 +15,7 @@ from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.losses import info_nce
 from fl_cmi.models.initialize import initialize
+from fl_cmi.precision import full
 from fl_cmi.synthesis.features import BatchNormInputs, FeatureMap
 from fl_cmi.types import ConfigError
 
@@ -131,7 +132,7 @@ class Contrast:
     def embed(self, x: Features) -> Float[Tensor, "batch embedding"]:
         """`h(x) / ||h(x)||`."""
         assert self.head is not None, "begin() comes first"
-        return F.normalize(self.head(x), dim=1)
+        return F.normalize(full(self.head(x)), dim=1)
 
     def step(self) -> None:
         """One step of the head, with the gradients of the last backward pass."""

@@ -114,15 +114,17 @@ class FedFtgGenerator:
         losses: dict[str, Tensor] = {}
         with frozen(student):
             for k in range(len(ensemble)):
-                x = generator.images(code, task)
-                losses = self.losses(ensemble.only(k)(x), student(x), x, y, z, weight_KB[k], task)
+                x = ensemble.run(generator.images, code, task)
+                losses = self.losses(
+                    ensemble.only(k)(x), ensemble.run(student, x), x, y, z, weight_KB[k], task
+                )
                 total = self.total(losses, len(ensemble))
                 finite(total, losses, k)
                 total.backward()
                 source.step()
         source.finish()
         with torch.no_grad():
-            x = generator.images(code, task)
+            x = ensemble.run(generator.images, code, task)
         last = {name: loss.item() for name, loss in losses.items()}
         return Inverted(x, y, {**last, "total": self.total(losses, len(ensemble)).item()})
 
@@ -179,7 +181,8 @@ class FedFtgGenerator:
         """Images of fresh latents and labels."""
         generator = self.source_of(task).built(task, rng, ensemble.num_examples_K.device).eval()
         y, z = self.draw(ensemble, batch_size, rng)
-        return generator.images(torch.cat([z, F.one_hot(y, task.num_classes).to(z)], dim=1), task)
+        code = torch.cat([z, F.one_hot(y, task.num_classes).to(z)], dim=1)
+        return ensemble.run(generator.images, code, task)
 
     def state_dict(self, scene: Scene) -> Tree:
         """The generator's."""

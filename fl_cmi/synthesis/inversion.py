@@ -112,7 +112,7 @@ class Inversion:
         best, kept = float("inf"), None
         with frozen(student, training=self.student_mode == "train"):
             for step in range(self.steps):
-                x = self.source.images()
+                x = ensemble.run(self.source.images)
                 seen = look(ensemble, learner, self.global_view(x, rng), y, task)
                 losses = {name: term(seen) for name, term in self.terms.items()}
                 total = sum(
@@ -124,7 +124,7 @@ class Inversion:
                     global_ = contrast.features(seen).detach()
                     local = contrast.features(ensemble.observe(contrast.local_view(x, rng)))
                     contrast.begin(local.shape[1], rng, device)
-                    losses["contrast"] = contrast(local, global_, rng)
+                    losses["contrast"] = ensemble.run(contrast, local, global_, rng)
                     total = total + contrast.weight * losses["contrast"]
                     views = local.detach(), global_
                 value = finite(total, losses, step)

@@ -127,7 +127,8 @@ class Joint:
         self, ensemble: Ensemble, task: Task, batch_size: int, rng: torch.Generator
     ) -> Float[Tensor, "batch channels height width"]:
         """Images of the one generator."""
-        return sampling(self.inversion).sample(task, batch_size, rng, ensemble.num_examples_K.device)
+        source, device = sampling(self.inversion), ensemble.num_examples_K.device
+        return ensemble.run(source.sample, task, batch_size, rng, device)
 
     def state_dict(self, scene: Scene) -> Tree:
         """The inversion's."""
@@ -180,7 +181,7 @@ class PerClient:
         """Images of one client's generator, the client drawn as for a batch."""
         k, _ = self.draw(ensemble, task.num_classes, rng)
         source = sampling(self.inversion_of(ensemble.teachers[k].client))
-        return source.sample(task, batch_size, rng, ensemble.num_examples_K.device)
+        return ensemble.run(source.sample, task, batch_size, rng, ensemble.num_examples_K.device)
 
     def inversion_of(self, client: int) -> Inversion:
         """The client's own inversion, copied from the template when it is first asked for."""

@@ -70,7 +70,7 @@ def look(
         ensemble.combine(logits_KBC, ensemble),
         observed.seen,
         observed.features,
-        None if student is None else student(x),
+        None if student is None else ensemble.run(student, x),
         task,
     )
 
