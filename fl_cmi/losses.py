@@ -163,11 +163,9 @@ def in_blocks(
     for some, own in zip(queries.bfloat16().split(rows), similar.split(rows), strict=True):
         s = (some @ half.T).float()
         s.diagonal(rows * len(values)).copy_(own)
-        most = s.amax(dim=1, keepdim=True)
-        weight = (s - most).exp_()
-        total = weight.sum(dim=1, keepdim=True)
-        values.append((weight.bfloat16() @ half).float() / total)
-        log_sums.append((total.log() + most)[:, 0])
+        p = s.softmax(dim=1)
+        values.append((p.bfloat16() @ half).float())
+        log_sums.append(s.amax(dim=1) - p.amax(dim=1).log())
     return torch.cat(values), torch.cat(log_sums)
 
 
