@@ -39,6 +39,7 @@ def check(config: Config) -> None:
     if (config["clients_per_round"] or 1) > config["num_clients"]:
         most = f"at most {config['num_clients']} clients"
         raise ConfigError("clients_per_round", config["clients_per_round"], most)
+    check_drawn(config, config["clients_per_round"] or config["num_clients"])
     if config["on_client_failure"] not in ("fail", "drop"):
         raise ConfigError("on_client_failure", config["on_client_failure"], "fail or drop")
     starts = ("previous", "average", "prototype", "scratch")
@@ -47,6 +48,14 @@ def check(config: Config) -> None:
     check_truth(config, "share_label_counts", "own_tests", "save_pool")
     pick_device(config["device"])
     check_nodes(config)
+
+
+def check_drawn(config: Config, most: int) -> None:
+    """Raise ConfigError where the synthesizer is to draw more teachers than a round has."""
+    number = (config["synthesizer"] or {}).get("teachers")
+    if isinstance(number, int) and number > most:
+        allowed = f"an integer from 1 to {most}, the number of teachers, or null for all"
+        raise ConfigError("synthesizer.teachers", number, allowed)
 
 
 def check_distillation(config: Config) -> None:

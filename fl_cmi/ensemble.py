@@ -261,8 +261,12 @@ class Ensemble(nn.Module):
 
     def only(self, k: int) -> "Ensemble":
         """Teacher `k` alone (its position, not its partition id), as an ensemble; weights are shared, not copied."""
-        alone = Ensemble([self.teachers[k]], mean_logits, self._passes, self.precision)
-        return alone.to(self.num_examples_K.device)
+        return self.some([k], mean_logits)
+
+    def some(self, positions: Sequence[int], combine: Combine) -> "Ensemble":
+        """The teachers at these positions, as an ensemble; weights are shared, not copied."""
+        chosen = Ensemble([self.teachers[k] for k in positions], combine, self._passes, self.precision)
+        return chosen.to(self.num_examples_K.device)
 
     def run(self, network: Callable[..., Tensor], *inputs: Any) -> Tensor:
         """What a network on the ensemble's device, a student or a generator, makes of its inputs, in float32."""

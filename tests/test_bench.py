@@ -35,7 +35,7 @@ def rows(tmp_path: Path, *names: str) -> list[dict[str, object]]:
 
 def test_figures_of_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = rows(tmp_path, "teachers", "rounds", "local_training")
-    assert len(found) == 7
+    assert len(found) == 8
     said = capsys.readouterr().out
     assert f"{os.cpu_count()} cores, 1 thread(s)" in said
     assert f"torch {torch.__version__.split('+')[0]}" in said

@@ -66,6 +66,9 @@ MISTAKES = {
     "budget_s=-1": "budget_s=-1: ",
     "budget_clock=sun": "budget_clock=sun: ",
     "precision=half": "precision=half: exact or fast",
+    "synthesizer=dafl synthesizer.teachers=99": "synthesizer.teachers=99: an integer from 1 to ",
+    "synthesizer=dafl synthesizer.teachers=0": "synthesizer.teachers=0: an integer >= 1, or null",
+    "synthesizer=dafl synthesizer.teachers=1": "synthesizer.teachers=1: null, because combine=by_class_counts ",
     "on_client_failure=cry": "on_client_failure=cry: ",
 }
 """Overrides, and what the line has to tell."""

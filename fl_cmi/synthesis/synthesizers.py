@@ -1,4 +1,4 @@
-"""Which teachers are inverted for which labels: all of them jointly, or one client at a time."""
+"""Which teachers are inverted for which labels: all (or some) of them jointly, or one client at a time."""
 
 import copy
 from dataclasses import replace
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fl_cmi.checkpoint.state import Scene
 from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.ensemble import Ensemble
+from fl_cmi.synthesis.drawn import check_drawing, draw
 from fl_cmi.synthesis.inversion import Inversion, Inverted
 from fl_cmi.synthesis.source import Samples
 from fl_cmi.types import ConfigError, Task
@@ -88,6 +89,8 @@ class Joint:
         labels: `uniform` draws them, sorted. `cyclic` counts through the classes where the batch has at least
             max(classes, 64) images, else draws (The Knowledge Within). `ensemble` is for terms that drive images to no
             label: afterwards they get the ensemble's choice, at one pass of every teacher.
+        teachers: m >= 1, how many are drawn for each batch in the place of all; what is right on average then and what
+            is not, see `fl_cmi.synthesis.drawn`. None, or no fewer than there are: all.
     """
 
     def __init__(
@@ -95,21 +98,30 @@ class Joint:
         inversion: Inversion,
         batch_size: int = 256,
         labels: Literal["uniform", "cyclic", "ensemble"] = "uniform",
+        teachers: int | None = None,
     ) -> None:
         if labels not in ("uniform", "cyclic", "ensemble"):
             raise ConfigError("synthesizer.labels", labels, "one of uniform, cyclic, ensemble")
+        if teachers is not None and (
+            isinstance(teachers, bool) or not isinstance(teachers, int) or teachers < 1
+        ):
+            raise ConfigError("synthesizer.teachers", teachers, "an integer >= 1, or null for all")
         self.inversion, self.batch_size, self.labels = inversion, checked_batch_size(batch_size), labels
+        self.teachers = teachers
 
     def check(self, ensemble: Ensemble) -> None:
-        """As the inversion's terms."""
+        """As the inversion's terms, and whether teachers may be drawn."""
         check_halves(self.inversion, self.batch_size)
         self.inversion.check(ensemble)
+        if self.teachers is not None:
+            check_drawing(ensemble, self.inversion, self.teachers)
 
     def __call__(self, ensemble: Ensemble, student: nn.Module, task: Task, rng: torch.Generator) -> Inverted:
-        """One batch of all teachers."""
+        """One batch of all teachers, or of those drawn."""
         owned = ensemble.owned_classes
         classes = torch.arange(task.num_classes) if owned is None else owned.cpu()
-        made = self.inversion(ensemble, student, self.draw(classes, rng), task, rng)
+        y = self.draw(classes, rng)
+        made = self.inversion(draw(ensemble, self.teachers, rng), student, y, task, rng)
         return replace(made, y=ensemble.label(made.x).argmax(dim=1)) if self.labels == "ensemble" else made
 
     def draw(self, classes: Int[Tensor, " classes"], rng: torch.Generator) -> Int[Tensor, " batch"]:

@@ -46,6 +46,7 @@ class BatchNorm(Term):
         if missing not in ("refuse", "skip"):
             raise ConfigError("synthesizer...bn.missing", missing, "refuse or skip")
         self.over_clients, self.hook, self.missing = over_clients, hook, missing
+        self.averages = over_clients == "mean" and missing == "refuse"
 
     def check(self, ensemble: Ensemble) -> None:
         """Every teacher (one, with `skip`) needs batch norm; the loss over zero layers would silently be 0."""

@@ -41,6 +41,8 @@ class BatchNormMemory(Term):
         over_clients: `mean` or `sum`.
     """
 
+    averages = False
+
     def __init__(
         self,
         weight: float = 10.0,

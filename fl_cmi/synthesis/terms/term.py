@@ -91,6 +91,9 @@ class Term:
     halves = False
     """Whether the term compares two halves of the batch, which must then be even."""
 
+    averages = True
+    """Whether what the term asks of the teachers one by one is their mean, so that some, drawn, stand for all."""
+
     def __init__(self, weight: float = 1.0) -> None:
         if not weight >= 0:
             raise ConfigError("synthesizer...weight", weight, "a number >= 0; 0 leaves the term out")
