@@ -8,8 +8,8 @@ teachers of something g_k(x), at given images x and over the draws of S,
 
 Such are the combined logits (with `mean_probs` the combined probabilities), the batch-norm terms and the activation
 term, and their gradients. What is no linear function of these is not right on average: the cross-entropy with drawn
-teachers is too large (it is convex, Jensen), the less so the larger m, and neither sign is sure of what compares
-teachers with the student. Rules that weigh teachers against each other, the contrast, whose bank compares features of
+teachers is too large (it is convex, Jensen), the less so the larger m, and what compares teachers with the student may
+err either way. Rules that weigh teachers against each other, the contrast, whose bank compares features of
 the same teachers, and terms that add up over teachers or remember each are refused.
 
 All steps of a batch have the same teachers: they pull to one place, and the totals among which the `best` iterate is
