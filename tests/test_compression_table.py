@@ -57,7 +57,7 @@ def test_every_command_composes(tmp_path: Path) -> None:
     for cell in whole.models:
         if cell.where["seed"] == 0:
             start(cell, None)
-    some = [cell for cell in whole.cells if "W4A8" == cell.where["bits"] or cell.where["images"] == "real"]
+    some = [cell for cell in whole.cells if cell.where["bits"] == "W4A8" or cell.where["images"] == "real"]
     for cell in (*whole.images, *some):
         if {"seed": 0, "model": "convnet", "training": "federated"}.items() <= cell.where.items():
             assert cell.config()["data"]["_target_"].endswith("fashion_mnist.load")

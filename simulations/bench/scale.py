@@ -236,8 +236,8 @@ def plan(c: Coefficients, clients: int, sampled: int, actors: int, images: int =
     """
     local = sampled * 20 * images * c["train"] / actors
     carry = sampled * (c["carry"] + c["unpack"])
-    # A batch is labelled when it enters the pool, and half of the lessons' batches are mixed and labelled anew.
-    label = (250 + 0.5 * 2500) * 128 * sampled * c["label"]
+    # A batch is labelled when it enters the pool; those of the lessons are mixed, and labelled anew.
+    label = (250 + 2500) * 128 * sampled * c["label"]
     return {
         "clients": max(local, carry),
         "synthesis": 250 * 10 * c["step"],
