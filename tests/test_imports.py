@@ -34,7 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("synthesis", "distillation", "federated", "training", "attacks", "evaluate", "measures", "report"),
     ("ensemble", "robust", "trust"),
     ("losses", "batchnorm", "augment", "bank", "checkpoint", "partition", "data", "models"),
-    ("checks", "files", "memory", "nodes", "precision", "session", "interrupt", "types", "rng"),
+    ("checks", "files", "memory", "nodes", "precision", "products", "session", "interrupt", "types", "rng"),
 )
 """From the entry points down. A module may import from its own layer and from those below."""
 

@@ -16,6 +16,7 @@ from fl_cmi.ensemble import Ensemble
 from fl_cmi.losses import info_nce
 from fl_cmi.models.initialize import initialize
 from fl_cmi.precision import full
+from fl_cmi.products import Linear
 from fl_cmi.synthesis.features import BatchNormInputs, FeatureMap
 from fl_cmi.types import ConfigError
 
@@ -108,7 +109,7 @@ class Contrast:
     def make(self, width: int) -> nn.Sequential:
         """A head for features of this width."""
         self.width = width
-        self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.head_width))
+        self.head = nn.Sequential(Linear(width, width), nn.ReLU(), Linear(width, self.head_width))
         return self.head
 
     def settle(self, device: torch.device) -> torch.optim.Optimizer:
