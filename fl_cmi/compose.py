@@ -67,21 +67,22 @@ def config_folder() -> Path:
 def compose_config(
     overrides: Sequence[str],
     name: str = "simulate",
-    complete: Callable[[DictConfig], DictConfig] = lambda config: config,
+    complete: Callable[[DictConfig], DictConfig] | None = None,
 ) -> Config:
     """The configuration that `python -m fl_cmi.<name>` would run with these overrides.
 
     Args:
         overrides: Hydra's.
         name: The program.
-        complete: Called before references are resolved.
+        complete: Called before references are resolved; None: nothing is.
 
     Raises:
         ConfigError: A file in it is no configuration.
         HydraException: Overrides that do not fit it.
     """
     with readable(), hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
-        return plain_config(complete(hydra.compose(name, list(overrides))))
+        config = hydra.compose(name, list(overrides))
+        return plain_config(config if complete is None else complete(config))
 
 
 @contextmanager

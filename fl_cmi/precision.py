@@ -52,7 +52,7 @@ def precision_called(name: Any, device: torch.device) -> Precision:
     Raises:
         ConfigError: For any other name, and for `fast` where the device computes no bfloat16.
     """
-    if name not in PRECISIONS:
+    if not isinstance(name, str) or name not in PRECISIONS:
         raise ConfigError("precision", name, " or ".join(PRECISIONS))
     if name == "fast" and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
         raise ConfigError("precision", name, "exact, because this GPU computes no bfloat16")

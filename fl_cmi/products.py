@@ -31,14 +31,15 @@ def product(
 
 
 class Linear(nn.Linear):
-    """`x W^T + b` of rows x; on a GPU and under autocast it is `nn.Linear`."""
+    """`x W^T + b`; on a GPU, under autocast and for anything but rows it is `nn.Linear`."""
 
     def forward(self, input: Float[Tensor, "rows before"]) -> Float[Tensor, "rows after"]:  # noqa: A002
         """The map."""
-        if input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        plain = input.device.type == "cpu" and input.ndim == 2 and len(input) > 0
+        if not plain or torch.is_autocast_enabled("cpu"):
             return F.linear(input, self.weight, self.bias)
         y: Tensor = _Product.apply(input, self.weight)
-        return y + self.bias
+        return y if self.bias is None else y + self.bias
 
 
 class _Product(torch.autograd.Function):

@@ -18,9 +18,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from fl_cmi.compose import compose_config
 from fl_cmi.compress import adopted
 from simulations.compression_tables import write_tables
 from simulations.sweep import BusyError, Cell, Launch, Result, cores, launcher, sweep
@@ -70,14 +68,6 @@ GIVEN = {
 IMAGES = [*GIVEN, *INVERTED]
 
 
-class Compression(Cell):
-    """A run of `fl_cmi.compress` on a run's model."""
-
-    def composed(self) -> dict[str, Any]:
-        """With the data and the model of that run."""
-        return compose_config(self.overrides, "compress", adopted)
-
-
 @dataclass(frozen=True)
 class Plan:
     """What has to be run, in this order. What a run's result goes into lies in its folder, and is removed with it.
@@ -112,13 +102,13 @@ def plan(options: argparse.Namespace) -> Plan:
                         make = (*INVERTED[images], f"calibration.images={NUMBER}", "save_pool=true")
                         named = {**where, "images": images}
                         own = (*shared, *options.overrides, *make)
-                        found.images.append(Compression(named, own, inside, "compress"))
+                        found.images.append(Cell(named, own, inside, "compress", adopted))
                         chosen = ["calibration=pool", f"calibration.path={inside / 'pool.safetensors'}"]
                     for bits in options.bits:
                         named = {**where, "images": images, "bits": bits}
                         kd = [] if bits == "int8" else ["kd=true"]
-                        own = (*shared, *chosen, *BITS[bits], *kd, *options.overrides)
-                        found.cells.append(Compression(named, own, inside / bits, "compress"))
+                        own = (*shared, *options.overrides, *chosen, *BITS[bits], *kd)
+                        found.cells.append(Cell(named, own, inside / bits, "compress", adopted))
     return found
 
 

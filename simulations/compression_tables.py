@@ -90,7 +90,7 @@ def executed(rows: Sequence[Mapping[str, Any]]) -> str:
     if not real:
         return ""
     lines = [
-        "Executed int8: points lost, file smaller by, and times as fast as fp32:",
+        "Executed int8: points lost, file smaller by, times as fast as fp32 (beside the other runs, with --jobs):",
         "",
         "| training | model | images | lost | smaller | " + " | ".join(f"batch {n}" for n in SPEEDS) + " |",
         "|---" * (5 + len(SPEEDS)) + "|",

@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
 from fl_cmi.compose import compose_config
 from fl_cmi.report.summary import json_safe
 
@@ -59,12 +61,14 @@ class Cell:
         overrides: Of the program.
         folder: Where it goes.
         program: `simulate`, or another module of `fl_cmi`.
+        complete: What the program does to its configuration before references are resolved; None: nothing.
     """
 
     where: Mapping[str, Value]
     overrides: tuple[str, ...]
     folder: Path
     program: str = "simulate"
+    complete: Callable[[DictConfig], DictConfig] | None = None
 
     @property
     def name(self) -> str:
@@ -79,11 +83,8 @@ class Cell:
     def config(self) -> dict[str, Any]:
         """Its configuration, as a summary tells it."""
         with composing:
-            return dict(json.loads(json.dumps(json_safe(self.composed()))))
-
-    def composed(self) -> dict[str, Any]:
-        """The same, as the program composes it."""
-        return compose_config(self.overrides, self.program)
+            config = compose_config(self.overrides, self.program, self.complete)
+            return dict(json.loads(json.dumps(json_safe(config))))
 
     def result(self) -> dict[str, Any] | None:
         """The summary of a finished run of the very same configuration; None if there is none."""

@@ -44,7 +44,7 @@ def test_figures_of_one_process(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 @pytest.mark.slow
 def test_figures_of_other_processes(tmp_path: Path) -> None:
-    assert len(rows(tmp_path, "inversion", "memory", "rounds_ray")) == 4
+    assert len(rows(tmp_path, "inversion", "memory", "rounds_ray")) == 6
 
 
 def test_ratios_and_goals() -> None:

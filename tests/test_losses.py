@@ -110,6 +110,17 @@ def test_info_nce_with_fixed_keys_is_the_same_with_the_same_gradient() -> None:
     assert torch.autograd.gradcheck(lambda q: info_nce(q, keys, 0.5), (queries,))
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+def test_info_nce_takes_any_number_of_queries(dtype: torch.dtype, tolerance: float) -> None:
+    queries, keys = rows(300, 8, seed=1), rows(400, 8, seed=2)
+    expected = info_nce(queries.requires_grad_(), keys.clone().requires_grad_(), 0.3)  # the plain form
+    few = queries.detach().to(dtype).requires_grad_()
+    found = info_nce(few, keys.to(dtype), 0.3)
+    torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+    (one,), (other,) = (torch.autograd.grad(c.sum(), q) for c, q in ((found, few), (expected, queries)))
+    torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
+
+
 def test_info_nce_of_identical_keys_is_the_log_of_their_number() -> None:
     keys = rows(1, 4, seed=0).expand(6, 4)
     torch.testing.assert_close(

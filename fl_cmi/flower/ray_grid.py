@@ -149,7 +149,8 @@ class RayGrid(PartitionGrid):
         self._last_sign = time.monotonic()
         try:
             while todo or self._busy:
-                self._dispatch_some(todo)
+                while todo and self._pool.idle:
+                    self._dispatch(todo.popleft())
                 done = self._wait(deadline)
                 for reference in done:
                     if reference in self._pool.starting:
@@ -159,8 +160,7 @@ class RayGrid(PartitionGrid):
                     reply = self._collect(reference, job)
                     if reply is None:
                         todo.appendleft(job)
-                    self._dispatch_some(todo)  # an actor has its next job while the server reads its reply
-                    if reply is not None:
+                    else:
                         replies[job.position] = self.report(reply)
                 for job in self._overdue():
                     replies[job.position] = self.report(failed(job.message, job.deadline.missed, "late"))
@@ -201,11 +201,6 @@ class RayGrid(PartitionGrid):
             if id(message.content) not in stored:
                 stored[id(message.content)] = ray.put(message.content)
         return [Job(k, m, stored[id(m.content)], self._retries) for k, m in enumerate(messages)]
-
-    def _dispatch_some(self, todo: deque[Job]) -> None:
-        """Give the jobs that come next to the actors that are idle."""
-        while todo and self._pool.idle:
-            self._dispatch(todo.popleft())
 
     def _dispatch(self, job: Job) -> None:
         """Give a job to an idle actor."""

@@ -90,7 +90,8 @@ class Joint:
             max(classes, 64) images, else draws (The Knowledge Within). `ensemble` is for terms that drive images to no
             label: afterwards they get the ensemble's choice, at one pass of every teacher.
         teachers: m >= 1, how many are drawn for each batch in the place of all; what is right on average then and what
-            is not, see `fl_cmi.synthesis.drawn`. None, or no fewer than there are: all.
+            is not, see `fl_cmi.synthesis.drawn`. None, or no fewer than there are: all. Any number asks for a rule
+            and terms that allow drawing.
     """
 
     def __init__(
