@@ -3,6 +3,8 @@
 Levels are `low + k scale`, `k = 0 .. 2^b - 1`. Everything is simulated in floating point.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -34,13 +36,24 @@ def fake_quantize(x: Float[Tensor, "*shape"], low: Bound, high: Bound, bits: int
         high: Greatest level, >= low.
         bits: b >= 1.
     """
-    low, high = low.detach(), high.detach()
-    clipped = torch.minimum(torch.maximum(x, low), high)
-    inside = (low <= x) & (x <= high)
-    level = ((clipped.detach() - low) / step_size(low, high, bits)).round()
-    value = level * step_size(low, high, bits) + low
-    # x - x is 0 exactly, so the value is a level to the last bit.
-    return value + torch.where(inside, x - x.detach(), 0.0)
+    value: Tensor = _StraightThrough.apply(x, low.detach(), high.detach(), bits)
+    return value
+
+
+class _StraightThrough(torch.autograd.Function):
+    """In place after the clipping, and only a mask is kept for the gradient: autograd would keep and pass many more."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
+        clipped = x.clamp(low, high)
+        ctx.save_for_backward(clipped == x)
+        scale = step_size(low, high, bits)
+        return clipped.sub_(low).div_(scale).round_().mul_(scale).add_(low)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (inside,) = ctx.saved_tensors
+        return torch.where(inside, grad, 0.0), None, None, None
 
 
 def with_exact_zero(low: Bound, high: Bound, bits: int) -> tuple[Bound, Bound]:
