@@ -8,7 +8,7 @@ A cell is a model (architecture, training, seed), images and bits; each is a run
 fine-tuning, which reports calibration alone as well. First the models are trained, then images are inverted from them,
 then they are compressed. What is done is skipped when the command is given again, and what comes from a run is done
 again with it; what failed is named in the tables and stops no other. Overrides after `--` apply to every compression:
-`-- steps=500`.
+`-- steps=2000 distiller.batch_size=512`.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from pathlib import Path
 
 from fl_cmi.compress import adopted
 from simulations.compression_tables import write_tables
+from simulations.methods import SMALL_GENERATOR
 from simulations.sweep import BusyError, Cell, Launch, Result, cores, launcher, sweep
 
 __all__ = ["IMAGES", "Plan", "main", "options_of", "plan"]
@@ -33,9 +34,26 @@ MODELS = {
 """`model.blocks` is the convnet's, set by the preset."""
 
 TRAININGS = {
-    "federated": ["experiment=fmnist_oneshot", "save_pool=true"],
-    "central": ["experiment=fmnist_oneshot", "num_clients=1", "partition=iid", "strategy=fedavg"],
+    "federated": [
+        "experiment=fmnist_oneshot",
+        "partition.alpha=0.5",
+        "local.epochs=5",
+        "budget_s=300",
+        "budget_clock=cpu",
+        "save_pool=true",
+    ],
+    "central": [
+        "experiment=fmnist_oneshot",
+        "local.epochs=5",
+        "num_clients=1",
+        "partition=iid",
+        "strategy=fedavg",
+    ],
 }
+"""Shorter than the preset: 18 models are trained, each in one process."""
+
+FINE_TUNING = ["steps=300", "distiller.batch_size=128"]
+"""The paper takes 16,000 steps of 512."""
 
 BITS = {
     "W8A8": ["compression.w=8", "compression.a=8", "compression.ends=8"],
@@ -46,14 +64,22 @@ BITS = {
 }
 """int8 is executed, and only calibrated; the others are simulated."""
 
-NUMBER = 4096
-"""Images in a set, but for a run's own pool."""
+NUMBER = 512
+"""Images in a set, 50 a class as in the paper's calibration; but for a run's own pool, which is as it is."""
+
+ADAM = [
+    "synthesizer.inversion.steps=200",
+    "synthesizer.inversion.source.optimizer._target_=torch.optim.Adam",
+    "~synthesizer.inversion.source.optimizer.momentum",
+    "synthesizer.inversion.source.grid_every=20",
+]
+"""As in a later version of the authors' code: with the paper's SGD images hardly leave their start."""
 
 INVERTED = {
-    "BNS": ["synthesizer=kw_bns"],
-    "I": ["synthesizer=kw_inception"],
-    "BNS+I": ["synthesizer=kw_bns_inception"],
-    "CMI": ["synthesizer=cmi"],
+    "BNS": ["synthesizer=kw_bns", *ADAM],
+    "I": ["synthesizer=kw_inception", *ADAM],
+    "BNS+I": ["synthesizer=kw_bns_inception", *ADAM],
+    "CMI": ["synthesizer=cmi", *SMALL_GENERATOR],
 }
 """Sets that are synthesized once for each model and then calibrate at all bits."""
 
@@ -91,9 +117,10 @@ def plan(options: argparse.Namespace) -> Plan:
             for model in options.models:
                 where = {"training": training, "model": model, "seed": seed}
                 folder = options.out.resolve() / training / model / f"seed-{seed}"
-                trained = (*TRAININGS[training], *MODELS[model], f"seed={seed}")
+                trained = (*TRAININGS[training], *MODELS[model], f"seed={seed}", "backend=local")
                 found.models.append(Cell(where, (*trained, f"server_threads={options.threads}"), folder))
-                shared = [f"run_dir={folder}", f"seed={seed}", f"threads={options.threads}"]
+                here = [f"run_dir={folder}", f"seed={seed}", f"threads={options.threads}"]
+                shared = [*here, *FINE_TUNING, *options.overrides]
                 for images in options.images:
                     if training == "central" and images == "pool":
                         continue  # no pool has taught it
@@ -101,13 +128,13 @@ def plan(options: argparse.Namespace) -> Plan:
                     if chosen is None:
                         make = (*INVERTED[images], f"calibration.images={NUMBER}", "save_pool=true")
                         named = {**where, "images": images}
-                        own = (*shared, *options.overrides, *make)
+                        own = (*shared, *make)
                         found.images.append(Cell(named, own, inside, "compress", adopted))
                         chosen = ["calibration=pool", f"calibration.path={inside / 'pool.safetensors'}"]
                     for bits in options.bits:
                         named = {**where, "images": images, "bits": bits}
                         kd = [] if bits == "int8" else ["kd=true"]
-                        own = (*shared, *options.overrides, *chosen, *BITS[bits], *kd)
+                        own = (*shared, *chosen, *BITS[bits], *kd)
                         found.cells.append(Cell(named, own, inside / bits, "compress", adopted))
     return found
 
