@@ -369,11 +369,9 @@ def test_a_process_that_is_killed_goes_on(tmp_path: Path) -> None:
             command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
         )
 
-    process = start(*begun)
+    process, store = start(*begun), Store(tmp_path / "cut" / "checkpoint")
     for at_least in (5, 12):
-        while len(at_work := list((tmp_path / "cut" / "checkpoint").glob("*.json"))) < 1 or (
-            max(int(path.stem) for path in at_work) < at_least
-        ):
+        while max(store.numbers(), default=0) < at_least:
             assert process.poll() is None
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGKILL)
