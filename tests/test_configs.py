@@ -166,6 +166,10 @@ def test_method(name: str) -> None:
     build(config["schedule"], "schedule").check(build(config["synthesizer"], "synthesizer"), distiller)
     experiment = composed("experiment", "demo", f"method={name}")
     assert all(experiment[part] == config[part] for part in ("synthesizer", "distiller", "schedule"))
+    setting = ["data=fashion_mnist", "model.blocks=4", "local.epochs=20", f"method={name}"]
+    assert composed("experiment", "fmnist_oneshot", f"method={name}") == compose_config(setting), (
+        "its own alone"
+    )
 
 
 @pytest.mark.parametrize("name", names("strategy"))
