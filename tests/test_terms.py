@@ -89,9 +89,13 @@ def test_batch_norm_term_needs_batch_norm_in_every_teacher() -> None:
     team = ensemble(make=lambda k: lenet if k == 1 else network(k))
     for synthesizer in (Joint(inversion()), PerClient(inversion())):
         with pytest.raises(
-            ConfigError, match=r"bn.weight=1.0.*client 10's model \(LeNet\) has no batch norm"
+            ConfigError,
+            match=r"bn.weight=1.0.*client 10's model \(LeNet\) has no batch norm; skip such clients",
         ):
             synthesizer.check(team)
+    alone = team.only(1)
+    with pytest.raises(ConfigError, match="has no batch norm; remove the term"):
+        Joint(inversion()).check(alone)
     no_bn = inversion(terms={"bn": BatchNorm(0.0), "oh": OneHot(1.0)})
     no_bn.check(team)
     assert no_bn(team, network(9), Y, TASK, rng()).x.shape == (6, *SHAPE)

@@ -52,7 +52,8 @@ class BatchNorm(Term):
         """Every teacher (one, with `skip`) needs batch norm; the loss over zero layers would silently be 0."""
         if self.hook == "empty" or (self.missing == "skip" and any(ensemble.batch_norm_counts)):
             return
-        require_batch_norm(ensemble, "synthesizer...bn.weight", self.weight)
+        remedy = "skip such clients (missing=skip), " if any(ensemble.batch_norm_counts) else ""
+        require_batch_norm(ensemble, "synthesizer...bn.weight", self.weight, remedy)
 
     def __call__(self, seen: Look) -> Float[Tensor, ""]:
         """The mean or the sum over teachers of `statistics_distance`."""
@@ -63,8 +64,15 @@ class BatchNorm(Term):
         return distances.mean() if self.over_clients == "mean" else distances.sum()
 
 
-def require_batch_norm(ensemble: Ensemble, key: str, value: object) -> None:
-    """Raise ConfigError, naming the first teacher without batch norm and the config `key` that asks for it."""
+def require_batch_norm(ensemble: Ensemble, key: str, value: object, remedy: str = "") -> None:
+    """Raise ConfigError, naming the first teacher without batch norm and the config `key` that asks for it.
+
+    Args:
+        ensemble: The teachers.
+        key: What is wrong.
+        value: Its value.
+        remedy: What there is to do beside removing the term, with a comma at its end.
+    """
     for teacher, layers in zip(ensemble.teachers, ensemble.batch_norm_counts, strict=True):
         if layers == 0:
             name = type(teacher.model).__name__
@@ -72,5 +80,5 @@ def require_batch_norm(ensemble: Ensemble, key: str, value: object) -> None:
                 key,
                 value,
                 f"no batch-norm term, because client {teacher.client}'s model ({name}) has no batch norm;"
-                " remove the term or choose another model",
+                f" {remedy}remove the term or choose another model",
             )
