@@ -23,6 +23,7 @@ LEAST = 3
 
 FORMATS: dict[str, tuple[float, int]] = {
     "accuracy": (100, 2),
+    "own_tests": (100, 2),
     "ensemble": (100, 2),
     "gap": (100, 2),
     "average": (100, 2),
@@ -30,10 +31,11 @@ FORMATS: dict[str, tuple[float, int]] = {
     "server_wall_s": (1, 0),
     "server_cpu_s": (1, 0),
 }
-"""Columns of the table: factor and decimals."""
+"""Columns of the table: factor and decimals; `own_tests` where a run has it."""
 
 HEADS = {
     "accuracy": "student %",
+    "own_tests": "own tests %",
     "ensemble": "ensemble %",
     "gap": "gap",
     "average": "average %",
@@ -194,17 +196,18 @@ def table(rows: Rows, plus_minus: str = "+-") -> tuple[list[str], list[list[str]
     first = lines[0].setting
     same = {key: first[key] for key in first if all(line.setting[key] == first[key] for line in lines)}
     heads = [key for key in first if key not in same]
+    columns = [name for name in FORMATS if name != "own_tests" or any(line.values(name) for line in lines)]
     found = [
         [
             *(str(line.setting[key]) for key in heads),
             line.method,
             f"{len(line.rows)} ({line.failed} failed)" if line.failed else str(len(line.rows)),
-            *(spread(line.values(name), *FORMATS[name], plus_minus) for name in FORMATS),
+            *(spread(line.values(name), *FORMATS[name], plus_minus) for name in columns),
             "-" if line.p is None else f"{line.p:.3f}",
         ]
         for line in lines
     ]
-    return [*heads, "method", "seeds", *HEADS.values(), "p"], found, same
+    return [*heads, "method", "seeds", *(HEADS[name] for name in columns), "p"], found, same
 
 
 def spread(values: Sequence[float], factor: float = 1.0, places: int = 2, plus_minus: str = "+-") -> str:
@@ -222,6 +225,10 @@ EXPLANATION = (
     " (3 seeds or more)."
 )
 
+OWN_TESTS = (
+    " Own tests: FedGen's metric, every client with its own batch norm on test images of labels that it owns."
+)
+
 
 def markdown(command: str, rows: Rows) -> str:
     """The table with what it takes to make it again, and the failures."""
@@ -231,7 +238,8 @@ def markdown(command: str, rows: Rows) -> str:
     if budgets:
         facts.append(f"{' or '.join(f'{b:g}' for b in budgets)} CPU seconds of the server in a round")
     hours = sum(row.get("total_s") or 0.0 for row in rows) / 3600
-    text = [f"`{command}`", "", f"{'; '.join(facts)}; {hours:.1f} hours of runs. {EXPLANATION}", ""]
+    explanation = EXPLANATION + (OWN_TESTS if HEADS["own_tests"] in heads else "")
+    text = [f"`{command}`", "", f"{'; '.join(facts)}; {hours:.1f} hours of runs. {explanation}", ""]
     text += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     text += ["| " + " | ".join(line) + " |" for line in lines]
     text += ["", "Partitions (sha256):", ""]
@@ -256,10 +264,8 @@ def markdown(command: str, rows: Rows) -> str:
 def latex(command: str, rows: Rows) -> str:
     """The table for `booktabs`; failures are in the column of seeds."""
     heads, lines, _ = table(rows, r"$\pm$")
-    text = [
-        f"% {command}",
-        rf"\begin{{tabular}}{{{'l' * (len(heads) - len(FORMATS) - 1)}{'r' * (len(FORMATS) + 1)}}}",
-    ]
+    words = heads.index("seeds") + 1
+    text = [f"% {command}", rf"\begin{{tabular}}{{{'l' * words}{'r' * (len(heads) - words)}}}"]
     text += [r"\toprule", " & ".join(map(escaped, heads)) + r" \\", r"\midrule"]
     before = None
     for line in lines:

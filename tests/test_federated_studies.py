@@ -17,7 +17,7 @@ from fl_cmi.compose import build, compose_config, dataset, make_partition, serve
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
 from fl_cmi.simulate import run as simulate
-from simulations import ablation, client_sweep, heterogeneity, one_shot
+from simulations import ablation, client_sweep, fedgen, heterogeneity, mixed, one_shot
 from simulations.federated import METHODS, Method
 from simulations.results import p_value, spread, write_results
 from simulations.study import Study, main, options_of, plan
@@ -38,7 +38,7 @@ TINY = Study(
     clients=(3,),
     budget=9.0,
 )
-STUDIES = [one_shot.STUDY, client_sweep.STUDY, heterogeneity.STUDY, ablation.STUDY]
+STUDIES = [one_shot.STUDY, client_sweep.STUDY, heterogeneity.STUDY, ablation.STUDY, mixed.STUDY, fedgen.STUDY]
 
 
 class Here:
@@ -128,6 +128,16 @@ def test_many_rounds_have_a_course(tmp_path: Path) -> None:
     assert rounds[1]["accuracy"] == row["accuracy"]
     names = {"accuracy_round.png", "accuracy_megabytes.png", "accuracy_server_cpu_s.png"}
     assert {path.name for path in tmp_path.glob("*.png")} == names
+    assert "own tests" not in (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert main(TINY, [*options, "own_tests=true"], Here()) == 0
+    (row,) = read(tmp_path / "results.csv")
+    table = (tmp_path / "table.md").read_text(encoding="utf-8").splitlines()
+    line = next(line for line in table if line.startswith("| fedavg "))
+    assert line.split(" | ")[3] == spread([float(row["own_tests"])], 100)
+    assert "| own tests % |" in table[4]
+    tex = (tmp_path / "table.tex").read_text(encoding="utf-8").splitlines()
+    assert tex[1] == r"\begin{tabular}{ll" + "r" * 9 + "}"
+    assert tex[3].count("&") == 2 + 9 - 1
 
 
 def test_a_dry_run_prints_commands_and_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,7 +273,9 @@ def test_every_method_of_a_study_fits_together(which: tuple[str, str], tmp_path:
     study, name = ALL[which]
     # Small in all that has no say in what fits.
     small = ["data=synthetic", "model.width=2", "model.blocks=2"]
-    small += ["held_out=40"] if study is not heterogeneity.STUDY or name == "feddf" else []
+    small = ["data=digits"] if study is fedgen.STUDY else small
+    own = study in (heterogeneity.STUDY, fedgen.STUDY) and name != "feddf"
+    small += [] if own else ["held_out=40"]
     options = options_of(
         study, ["--methods", name, "--clients", "10", "--seeds", "0", "--out", str(tmp_path), "--", *small]
     )
