@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fl_cmi.compress import adopted
-from simulations.compression_tables import write_tables
+from simulations.compression_tables import KEYS, write_tables
+from simulations.known import add_option, covered
 from simulations.methods import SMALL_GENERATOR
 from simulations.sweep import BusyError, Cell, Launch, Result, cores, launcher, sweep
 
@@ -110,7 +111,7 @@ class Plan:
 
 
 def plan(options: argparse.Namespace) -> Plan:
-    """All cells, those of a model together."""
+    """All cells that are not known, those of a model together, and what they need."""
     found = Plan([], [], [])
     for seed in options.seeds:
         for training in options.trainings:
@@ -136,6 +137,10 @@ def plan(options: argparse.Namespace) -> Plan:
                         kd = [] if bits == "int8" else ["kd=true"]
                         own = (*shared, *chosen, *BITS[bits], *kd)
                         found.cells.append(Cell(named, own, inside / bits, "compress", adopted))
+    found.cells[:] = [cell for cell in found.cells if not covered(cell.where, options.known)]
+    needed = {folder for cell in found.cells for folder in cell.folder.parents}
+    found.images[:] = [cell for cell in found.images if cell.folder in needed]
+    found.models[:] = [cell for cell in found.models if cell.folder in needed]
     return found
 
 
@@ -150,6 +155,7 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
             f"--{name}", nargs="+", choices=list(choices), default=list(choices), metavar="NAME"
         )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    add_option(parser, KEYS)
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--threads", type=int, help="of a run; so many that all cores are at work")
     parser.add_argument("--out", type=Path, default=Path("outputs/compression"))
@@ -181,7 +187,7 @@ def main(arguments: Sequence[str] | None = None, run: Launch | None = None) -> i
         # After every cell, so that a look at the tables never has to wait for the last one.
         def tell(done: list[tuple[Cell, Result]]) -> None:
             if tables:
-                write_tables(options.out, command, [*done, *lost])
+                write_tables(options.out, command, [*done, *lost], options.known)
 
         done = [*sweep(left, start, tell, jobs=options.jobs), *lost]
         failed.update({cell.folder: result for cell, result in done if isinstance(result, str)})
@@ -195,7 +201,7 @@ def main(arguments: Sequence[str] | None = None, run: Launch | None = None) -> i
     except BusyError as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"\n{write_tables(options.out, command, results)}")
+    print(f"\n{write_tables(options.out, command, results, options.known)}")
     return 1 if failed else 0
 
 

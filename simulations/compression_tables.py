@@ -5,21 +5,25 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from simulations.known import Row, joined
 from simulations.results import spread
 from simulations.sweep import Cell, Result
 
-__all__ = ["accuracies", "executed", "row_of", "write_tables"]
+__all__ = ["KEYS", "accuracies", "executed", "row_of", "write_tables"]
 
 Results = Sequence[tuple[Cell, Result]]
 Group = tuple[str, ...]
+
+KEYS = ("training", "model", "images", "bits", "seed")
+"""Columns that tell one run from another."""
 
 SPEEDS = (1, 64)
 """Batch sizes of which the speed is told."""
 
 
-def write_tables(out: Path, command: str, results: Results) -> str:
-    """Write `results.csv` and `table.md`; the markdown."""
-    rows = [row_of(cell, result) for cell, result in results]
+def write_tables(out: Path, command: str, results: Results, known: Sequence[Row] = ()) -> str:
+    """Write `results.csv` and `table.md`, with the rows that are known from before; the markdown."""
+    rows = joined(known, [row_of(cell, result) for cell, result in results], KEYS)
     names = list(dict.fromkeys(name for row in rows for name in row))
     out.mkdir(parents=True, exist_ok=True)
     with (out / "results.csv").open("w", encoding="utf-8", newline="") as file:

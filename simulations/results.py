@@ -11,12 +11,16 @@ from typing import Any
 from scipy.stats import ttest_rel
 
 from fl_cmi.report.metrics import MetricsLog
+from simulations.known import joined
 from simulations.plots import draw
 from simulations.sweep import Cell, Result, Value
 
-__all__ = ["Line", "lines_of", "p_value", "row_of", "spread", "write_results"]
+__all__ = ["KEYS", "Line", "lines_of", "p_value", "row_of", "spread", "write_results"]
 
 Rows = Sequence[dict[str, Any]]
+
+KEYS = ("method", "partition", "alpha", "clients", "seed")
+"""Columns that tell one run from another."""
 
 LEAST = 3
 """Seeds below which no test is made."""
@@ -78,15 +82,18 @@ def row_of(cell: Cell, result: Result) -> dict[str, Any]:
     }
 
 
-def write_results(out: Path, command: str, results: Sequence[tuple[Cell, Result]]) -> str:
+def write_results(out: Path, command: str, results: Sequence[tuple[Cell, Result]], known: Rows = ()) -> str:
     """Write `results.csv`, `rounds.csv` where there are several, `table.md`, `table.tex` and plots; the markdown.
 
     Args:
         out: The folder.
         command: What made them.
         results: Of all runs so far.
+        known: Rows of runs that were made before.
     """
     rows = [row_of(cell, result) for cell, result in results]
+    if known:
+        rows = sorted(joined(known, rows, KEYS), key=place)
     write_csv(out / "results.csv", rows)
     rounds = [
         {**cell.where, "round": event["round"], "bytes": event["bytes"], "accuracy": event["accuracy"]}
@@ -102,6 +109,11 @@ def write_results(out: Path, command: str, results: Sequence[tuple[Cell, Result]
     (out / "table.tex").write_text(latex(command, rows), encoding="utf-8")
     draw(out, [row for row in rows if not row["failure"]], rounds)
     return text
+
+
+def place(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Where it stands among rows of several sweeps."""
+    return (row["partition"], row["alpha"] or 0.0, row["clients"], row["seed"])
 
 
 def write_csv(path: Path, rows: Rows) -> None:
@@ -140,7 +152,7 @@ class Line:
 
     def values(self, name: str) -> list[float]:
         """One column over seeds; runs without it are left out."""
-        return [float(row[name]) for row in self.rows.values() if row[name] is not None]
+        return [float(row[name]) for row in self.rows.values() if row[name] not in (None, "")]
 
     @property
     def accuracy(self) -> float:

@@ -11,7 +11,8 @@ from pathlib import Path
 from fl_cmi.compose import compose_config
 from simulations.estimate import estimate
 from simulations.federated import Method
-from simulations.results import write_results
+from simulations.known import add_option, covered
+from simulations.results import KEYS, write_results
 from simulations.sweep import BusyError, Cell, Launch, Result, Value, cores, launcher, sweep
 
 __all__ = ["Study", "main", "plan"]
@@ -73,8 +74,7 @@ def plan(study: Study, options: argparse.Namespace) -> list[Cell]:
                     point += [] if alpha is None else [f"partition.alpha={alpha:g}"]
                     place = out / f"{partition}{where['alpha']}" / f"{clients}-clients"
                     for name in options.methods:
-                        method = study.methods[name]
-                        seconds = method.budget * options.budget
+                        method, seconds = study.methods[name], seconds_of(study, options, name)
                         budget = [f"budget_s={seconds:g}", "budget_clock=cpu"] if seconds else []
                         label = f"{name}-{seconds:g}s" if seconds else name
                         cells.append(
@@ -85,6 +85,11 @@ def plan(study: Study, options: argparse.Namespace) -> list[Cell]:
                             )
                         )
     return cells
+
+
+def seconds_of(study: Study, options: argparse.Namespace, method: str) -> float:
+    """The server's budget in a round, 0 for none."""
+    return float(study.methods[method].budget * options.budget)
 
 
 def has_alpha(partition: str) -> bool:
@@ -105,6 +110,7 @@ def options_of(study: Study, arguments: Sequence[str] | None) -> argparse.Namesp
     parser.add_argument(
         "--budget", type=float, default=study.budget, help="CPU seconds of the server in a round"
     )
+    add_option(parser, [*KEYS, "budget_cpu_s"])
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--threads", type=int, help="of a run's server; so many that all cores are at work")
     parser.add_argument("--out", type=Path, default=Path("outputs") / study.program.rsplit(".", 1)[-1])
@@ -121,7 +127,14 @@ def options_of(study: Study, arguments: Sequence[str] | None) -> argparse.Namesp
 def main(study: Study, arguments: Sequence[str] | None = None, run: Launch | None = None) -> int:
     """Run what is missing and write tables and plots; 1 if a run failed, 2 if another is at work, else 0."""
     options = options_of(study, arguments)
-    cells = plan(study, options)
+
+    def seconds(cell: Cell) -> float:
+        return seconds_of(study, options, str(cell.where["method"]))
+
+    def known(cell: Cell) -> bool:
+        return covered({**cell.where, "budget_cpu_s": seconds(cell) or ""}, options.known)
+
+    cells = [cell for cell in plan(study, options) if not known(cell)]
     if options.dry_run:
         for cell in cells:
             print(shlex.join(cell.command))
@@ -131,10 +144,10 @@ def main(study: Study, arguments: Sequence[str] | None = None, run: Launch | Non
     command = shlex.join(["python", "-m", study.program, *typed])
 
     def tell(results: list[tuple[Cell, Result]]) -> str:
-        return write_results(options.out, command, results)
+        return write_results(options.out, command, results, options.known)
 
     def limit(cell: Cell) -> float:
-        return HANG + 10 * study.methods[str(cell.where["method"])].budget * options.budget * study.rounds
+        return HANG + 10 * seconds(cell) * study.rounds
 
     try:
         with launcher(options.out, options.threads) if run is None else nullcontext(run) as start:

@@ -122,3 +122,22 @@ def test_models_that_lack_a_seed_count_those_that_are_there() -> None:
     cells = plan(options_of([*ONE[:4], "--images", "real", "--bits", "int8", "--seeds", "0", "1"])).cells
     rows = [row_of(cells[0], result_of(cells[0])), row_of(cells[1], "fl_cmi: wrong")]
     assert "| 90.0 | 80.0 (1 failed) |" in accuracies(rows)
+
+
+def test_rows_that_are_known_are_not_run_again(tmp_path: Path) -> None:
+    started: list[Cell] = []
+    given = [*ONE, "--images", "BNS", "--bits", "W4A8", "int8"]
+    assert main([*given, "--out", str(tmp_path / "first")], fake(started)) == 0
+    known = ["--known", str(tmp_path / "first/results.csv")]
+    del started[:]
+    assert main([*given, *known, "--out", str(tmp_path / "same")], fake(started)) == 0
+    assert started == [], "neither the model nor the images"
+    assert (tmp_path / "same/table.md").read_text().splitlines()[2:] == (
+        (tmp_path / "first/table.md").read_text().splitlines()[2:]
+    )
+    more = [*ONE, "--images", "noise", "BNS", "--bits", "W4A8", *known, "--out", str(tmp_path / "more")]
+    assert main(more, fake(started)) == 0
+    assert [cell.folder.name for cell in started] == ["seed-0", "W4A8"]
+    text = (tmp_path / "more/table.md").read_text()
+    assert "| federated | convnet | noise | 90.0 | 80.0 / 85.0 | - |" in text
+    assert "| federated | convnet | BNS | 90.0 | 80.0 / 85.0 | 80.0 |" in text

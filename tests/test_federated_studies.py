@@ -378,3 +378,49 @@ def test_a_configuration_that_does_not_compose_is_a_failure(tmp_path: Path) -> N
     (tmp_path / "summary.json").write_text("{}")
     assert "nowhere" in str(carry_out(Cell({}, ("strategy=nowhere",), tmp_path), None, Here()))
     assert set(METHODS) >= {"feddf", "fedgen", "scaffold"}
+
+
+def test_rows_that_are_known_are_not_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tiny(tmp_path / "first", Here(), "--methods", "fedavg", "broken", "--alphas", "1") == 1
+    table = tmp_path / "first/results.csv"
+    before = read(table)
+    here = Here()
+    options = ("--methods", "fedavg", "broken", "ours", "--known", str(table))
+    assert tiny(tmp_path / "second", here, *options) == 1
+    # A failure is nothing that is known.
+    assert [name.split(", partition")[0] for name in here.cells] == [
+        "fedavg",
+        "broken",
+        "ours",
+        "broken",
+        "ours",
+    ]
+    assert "alpha 0.5" in here.cells[0]
+    assert "alpha 1.0" in here.cells[3]
+    rows = read(tmp_path / "second/results.csv")
+    assert [(row["alpha"], row["method"]) for row in rows] == [
+        (alpha, method) for alpha in ("0.5", "1.0") for method in ("fedavg", "broken", "ours")
+    ]
+    assert rows[3] == before[0]
+    text = (tmp_path / "second/table.md").read_text(encoding="utf-8")
+    assert f"alpha 1.0 clients 3 seed 0: `{before[0]['partition_hash'][:16]}`" in text
+    # With another budget it is another run, and its row is in the place of the known one.
+    table = tmp_path / "second/results.csv"
+    options = ("--methods", "ours", "--alphas", "1", "--known", str(table))
+    assert tiny(tmp_path / "third", here, *options) == 0
+    assert len(here.cells) == 5
+    assert read(tmp_path / "third/results.csv") == [row for row in rows if not row["failure"]]
+    assert tiny(tmp_path / "third", here, *options, "--budget", "8") == 0
+    assert len(here.cells) == 6
+    ours = [row for row in read(tmp_path / "third/results.csv") if row["method"] == "ours"]
+    assert [row["budget_cpu_s"] for row in ours] == ["9", "8"]
+    capsys.readouterr()
+    for wrong, said in (
+        (tmp_path / "none.csv", "No such file"),
+        (tmp_path / "first/table.md", "column method"),
+    ):
+        with pytest.raises(SystemExit) as error:
+            tiny(tmp_path / "fourth", here, "--known", str(wrong))
+        assert error.value.code == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "fourth").exists()
