@@ -17,6 +17,8 @@ Rows = Sequence[Mapping[str, Any]]
 COLORS = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#7d6b00", "#0a7d8c", "#57606a")
 MARKERS = "osD^vPX*"
 SETTING = ("partition", "alpha", "clients")
+MANY = 30
+"""Points of a line above which it has no markers, and a band for its deviation."""
 
 
 def draw(out: Path, rows: Rows, rounds: Rows) -> None:
@@ -85,13 +87,8 @@ def plot(
 
 def series(axes: Axes, rows: Rows, column: str, method: str, place: int, points: bool) -> None:
     """A method's mean over seeds and its standard deviation, at each value of the column or at the mean of it."""
-    style: dict[str, Any] = {
-        "color": COLORS[place % len(COLORS)],
-        "label": method,
-        "linewidth": 1.4,
-        "capsize": 2,
-    }
-    style |= {"marker": MARKERS[place // len(COLORS) % len(MARKERS)], "markersize": 4}
+    color, marker = COLORS[place % len(COLORS)], MARKERS[place // len(COLORS) % len(MARKERS)]
+    style: dict[str, Any] = {"color": color, "label": method, "linewidth": 1.4}
     groups: dict[Any, list[float]] = {}
     for row in rows:
         # Bytes of a round differ a little between seeds; rounds belong together.
@@ -104,4 +101,10 @@ def series(axes: Axes, rows: Rows, column: str, method: str, place: int, points:
         at = {key: fmean(row[column] for row in rows if row["round"] == key) for key in groups}
     order = sorted(groups, key=lambda key: at[key])
     errors = [stdev(groups[key]) if len(groups[key]) > 1 else 0.0 for key in order]
-    axes.errorbar([at[key] for key in order], [fmean(groups[key]) for key in order], yerr=errors, **style)
+    x, y = [at[key] for key in order], [fmean(groups[key]) for key in order]
+    if len(order) > MANY:
+        axes.plot(x, y, **style)
+        low, high = ([a + sign * b for a, b in zip(y, errors, strict=True)] for sign in (-1, 1))
+        axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+    else:
+        axes.errorbar(x, y, yerr=errors, capsize=2, marker=marker, markersize=4, **style)

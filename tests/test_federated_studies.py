@@ -10,6 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from matplotlib.collections import FillBetweenPolyCollection
+from matplotlib.figure import Figure
 from scipy.stats import ttest_rel
 
 from fl_cmi.checks import check
@@ -19,6 +21,7 @@ from fl_cmi.report.progress import Progress
 from fl_cmi.simulate import run as simulate
 from simulations import ablation, client_sweep, fedgen, heterogeneity, mixed, one_shot
 from simulations.federated import METHODS, Method
+from simulations.plots import series
 from simulations.results import p_value, spread, write_results
 from simulations.study import Study, main, options_of, plan
 from simulations.sweep import BusyError, Cell, carry_out, cores, launcher, sweep
@@ -424,3 +427,21 @@ def test_rows_that_are_known_are_not_run_again(tmp_path: Path, capsys: pytest.Ca
         assert error.value.code == 2
         assert said in capsys.readouterr().err
     assert not (tmp_path / "fourth").exists()
+
+
+@pytest.mark.parametrize(("rounds", "bands"), [(30, 0), (31, 1)])
+def test_a_line_of_many_points_has_a_band_instead_of_bars(rounds: int, bands: int) -> None:
+    rows = [
+        {"round": number, "accuracy": number / 100 + seed / 10}
+        for number in range(1, rounds + 1)
+        for seed in range(2)
+    ]
+    axes = Figure().add_subplot()
+    series(axes, rows, "round", "ours", 0, points=False)
+    assert list(axes.lines[0].get_ydata()) == pytest.approx([n / 100 + 0.05 for n in range(1, rounds + 1)])
+    found = [area for area in axes.collections if isinstance(area, FillBetweenPolyCollection)]
+    assert len(found) == bands
+    assert len(axes.containers) == 1 - bands
+    for area in found:  # the mean and the deviation of two numbers that lie .1 apart
+        heights = area.get_paths()[0].vertices[:, 1]
+        assert max(heights) == pytest.approx(rounds / 100 + 0.05 + 0.1 / 2**0.5)
