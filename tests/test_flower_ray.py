@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,3 +163,18 @@ def test_refuses_options_that_cannot_be(key: str, options: dict[str, Any]) -> No
     with pytest.raises(ConfigError) as caught:
         RayBackend(**options)
     assert caught.value.key == key
+
+
+def test_a_process_without_a_parent_outlives_its_ray(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    program = Path(__file__).parent / "orphan.py"
+    # The shell ends at once.
+    subprocess.run(
+        ["sh", "-c", f"'{sys.executable}' '{program}' '{told}' >'{tmp_path}/said' 2>&1 &"], check=True
+    )
+    end = time.monotonic() + 120
+    while time.monotonic() < end and not (told.exists() and "went on" in told.read_text()):
+        time.sleep(0.2)
+        if told.exists() and told.read_text().splitlines()[:1] not in ([], ["parent 1"]):
+            pytest.skip("the parent of orphans is another process here")
+    assert told.read_text() == "parent 1\nwent on\n", (tmp_path / "said").read_text()

@@ -24,5 +24,12 @@ _DEFAULTS = {
 for _name, _value in _DEFAULTS.items():
     os.environ.setdefault(_name, _value)
 
+# When a message to Ray fails, as may happen when a session ends, Ray's library ends the whole process without a word if
+# Ray's daemon is gone. Where nobody has named that process, a parent of number 1 is a sign of it; but every process has
+# one after `nohup`, in a container or as a service. The name is read when Ray is imported. Ray's own workers, which
+# have a job, are told the right one.
+if "RAY_JOB_ID" not in os.environ:
+    os.environ["RAY_RAYLET_PID"] = str(os.getpid())
+
 # Flower prints its log lines itself and passes them on as well: every line twice, for whoever has a handler.
 logging.getLogger("flwr").propagate = False
