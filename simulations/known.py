@@ -9,7 +9,7 @@ from typing import Any
 
 from simulations.sweep import Value
 
-__all__ = ["Row", "add_option", "covered", "joined", "read_rows"]
+__all__ = ["Row", "add_option", "covered", "joined"]
 
 Row = dict[str, Any]
 
@@ -29,34 +29,25 @@ def add_option(parser: argparse.ArgumentParser, keys: Sequence[str]) -> None:
 
 
 def rows_of(path: str, keys: Sequence[str]) -> list[Row]:
-    """As `read_rows`, for argparse.
+    """The rows of runs that came to an end; numbers are numbers, what is empty is `""`.
 
     Raises:
-        argparse.ArgumentTypeError: If there is no such table.
+        argparse.ArgumentTypeError: If there is no such table with these columns.
     """
     try:
-        return read_rows(Path(path), keys)
+        with Path(path).open(encoding="utf-8", newline="") as file:
+            table = csv.DictReader(file)
+            if missing := [key for key in keys if key not in (table.fieldnames or ())]:
+                raise ValueError(f"without the column {missing[0]}")
+            return [
+                {name: value if name in WORDS else typed(value) for name, value in row.items()}
+                for row in table
+                if not row.get("failure")
+            ]
     except OSError as error:
         raise argparse.ArgumentTypeError(f"{path}: {error.strerror}") from None
     except (UnicodeDecodeError, csv.Error, ValueError) as error:
         raise argparse.ArgumentTypeError(f"{path}: no table of this program ({error})") from None
-
-
-def read_rows(path: Path, keys: Sequence[str] = ()) -> list[Row]:
-    """The rows of runs that came to an end; numbers are numbers, what is empty is `""`.
-
-    Raises:
-        ValueError: If a column of `keys` is missing.
-    """
-    with path.open(encoding="utf-8", newline="") as file:
-        table = csv.DictReader(file)
-        if missing := [key for key in keys if key not in (table.fieldnames or ())]:
-            raise ValueError(f"without the column {missing[0]}")
-        return [
-            {name: value if name in WORDS else typed(value) for name, value in row.items()}
-            for row in table
-            if not row.get("failure")
-        ]
 
 
 def typed(text: str) -> Value:
