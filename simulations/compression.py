@@ -137,7 +137,7 @@ def plan(options: argparse.Namespace) -> Plan:
                         kd = [] if bits == "int8" else ["kd=true"]
                         own = (*shared, *chosen, *BITS[bits], *kd)
                         found.cells.append(Cell(named, own, inside / bits, "compress", adopted))
-    found.cells[:] = [cell for cell in found.cells if not covered(cell.where, options.known)]
+    found.cells[:] = [cell for cell in found.cells if not covered(cell.where, options.known.rows)]
     needed = {folder for cell in found.cells for folder in cell.folder.parents}
     found.images[:] = [cell for cell in found.images if cell.folder in needed]
     found.models[:] = [cell for cell in found.models if cell.folder in needed]
@@ -187,7 +187,7 @@ def main(arguments: Sequence[str] | None = None, run: Launch | None = None) -> i
         # After every cell, so that a look at the tables never has to wait for the last one.
         def tell(done: list[tuple[Cell, Result]]) -> None:
             if tables:
-                write_tables(options.out, command, [*done, *lost], options.known)
+                write_tables(options.out, command, [*done, *lost], options.known.rows)
 
         done = [*sweep(left, start, tell, jobs=options.jobs), *lost]
         failed.update({cell.folder: result for cell, result in done if isinstance(result, str)})
@@ -201,7 +201,7 @@ def main(arguments: Sequence[str] | None = None, run: Launch | None = None) -> i
     except BusyError as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"\n{write_tables(options.out, command, results, options.known)}")
+    print(f"\n{write_tables(options.out, command, results, options.known.rows)}")
     return 1 if failed else 0
 
 

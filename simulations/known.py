@@ -3,13 +3,14 @@
 import argparse
 import csv
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from simulations.sweep import Value
 
-__all__ = ["Row", "add_option", "covered", "joined"]
+__all__ = ["NOTHING", "Known", "Row", "add_option", "covered", "joined"]
 
 Row = dict[str, Any]
 
@@ -17,25 +18,49 @@ WORDS = {"partition_hash", "commit", "digest", "failure"}
 """Columns that are text even where they look like numbers."""
 
 
-def add_option(parser: argparse.ArgumentParser, keys: Sequence[str]) -> None:
-    """`--known`, a list of rows that have these columns; another file is an error of the command line."""
+@dataclass(frozen=True)
+class Known:
+    """What a sweep wrote.
+
+    Args:
+        rows: Of runs that came to an end.
+        rounds: Of those that had several.
+    """
+
+    rows: Sequence[Row] = ()
+    rounds: Sequence[Row] = ()
+
+
+NOTHING = Known()
+
+
+def add_option(parser: argparse.ArgumentParser, keys: Sequence[str], more: Sequence[str] = ()) -> None:
+    """`--known`, a `Known` whose rows have the keys and more; another file is an error of the command line."""
     parser.add_argument(
         "--known",
-        type=partial(rows_of, keys=keys),
-        default=[],
+        type=partial(known_at, keys=keys, more=more),
+        default=NOTHING,
         metavar="CSV",
         help="a table that this program wrote before: its rows join the new ones, and their runs are left out",
     )
 
 
-def rows_of(path: str, keys: Sequence[str]) -> list[Row]:
+def known_at(path: str, keys: Sequence[str], more: Sequence[str]) -> Known:
+    """A table, with the rounds beside it: `rounds.csv` for `results.csv`, `NAME_rounds.csv` for `NAME.csv`."""
+    table = Path(path)
+    beside = table.with_name("rounds.csv" if table.stem == "results" else f"{table.stem}_rounds.csv")
+    rounds = rows_of(beside, [*keys, "round"]) if beside.exists() else ()
+    return Known(rows_of(table, [*keys, *more]), rounds)
+
+
+def rows_of(path: Path, keys: Sequence[str]) -> list[Row]:
     """The rows of runs that came to an end; numbers are numbers, what is empty is `""`.
 
     Raises:
         argparse.ArgumentTypeError: If there is no such table with these columns.
     """
     try:
-        with Path(path).open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8", newline="") as file:
             table = csv.DictReader(file)
             if missing := [key for key in keys if key not in (table.fieldnames or ())]:
                 raise ValueError(f"without the column {missing[0]}")

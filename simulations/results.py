@@ -11,7 +11,7 @@ from typing import Any
 from scipy.stats import ttest_rel
 
 from fl_cmi.report.metrics import MetricsLog
-from simulations.known import joined
+from simulations.known import NOTHING, Known, joined
 from simulations.plots import draw
 from simulations.sweep import Cell, Result, Value
 
@@ -82,18 +82,20 @@ def row_of(cell: Cell, result: Result) -> dict[str, Any]:
     }
 
 
-def write_results(out: Path, command: str, results: Sequence[tuple[Cell, Result]], known: Rows = ()) -> str:
+def write_results(
+    out: Path, command: str, results: Sequence[tuple[Cell, Result]], known: Known = NOTHING
+) -> str:
     """Write `results.csv`, `rounds.csv` where there are several, `table.md`, `table.tex` and plots; the markdown.
 
     Args:
         out: The folder.
         command: What made them.
         results: Of all runs so far.
-        known: Rows of runs that were made before.
+        known: Runs that were made before.
     """
     rows = [row_of(cell, result) for cell, result in results]
-    if known:
-        rows = sorted(joined(known, rows, KEYS), key=place)
+    if known.rows:
+        rows = sorted(joined(known.rows, rows, KEYS), key=place)
     write_csv(out / "results.csv", rows)
     rounds = [
         {**cell.where, "round": event["round"], "bytes": event["bytes"], "accuracy": event["accuracy"]}
@@ -102,6 +104,8 @@ def write_results(out: Path, command: str, results: Sequence[tuple[Cell, Result]
         for event in MetricsLog.read(cell.folder / "metrics.jsonl")
         if event["event"] == "round"
     ]
+    if known.rounds:
+        rounds = sorted(joined(known.rounds, rounds, KEYS), key=place)
     if rounds:
         write_csv(out / "rounds.csv", rounds)
     text = markdown(command, rows)

@@ -110,7 +110,7 @@ def options_of(study: Study, arguments: Sequence[str] | None) -> argparse.Namesp
     parser.add_argument(
         "--budget", type=float, default=study.budget, help="CPU seconds of the server in a round"
     )
-    add_option(parser, [*KEYS, "budget_cpu_s"])
+    add_option(parser, KEYS, ["budget_cpu_s"])
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--threads", type=int, help="of a run's server; so many that all cores are at work")
     parser.add_argument("--out", type=Path, default=Path("outputs") / study.program.rsplit(".", 1)[-1])
@@ -132,7 +132,7 @@ def main(study: Study, arguments: Sequence[str] | None = None, run: Launch | Non
         return seconds_of(study, options, str(cell.where["method"]))
 
     def known(cell: Cell) -> bool:
-        return covered({**cell.where, "budget_cpu_s": seconds(cell) or ""}, options.known)
+        return covered({**cell.where, "budget_cpu_s": seconds(cell) or ""}, options.known.rows)
 
     cells = [cell for cell in plan(study, options) if not known(cell)]
     if options.dry_run:

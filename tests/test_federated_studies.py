@@ -383,6 +383,31 @@ def test_a_configuration_that_does_not_compose_is_a_failure(tmp_path: Path) -> N
     assert set(METHODS) >= {"feddf", "fedgen", "scaffold"}
 
 
+def test_rounds_that_are_known_keep_their_course(tmp_path: Path) -> None:
+    def run(out: str, *options: str) -> list[dict[str, str]]:
+        arguments = [
+            "--out",
+            str(tmp_path / out),
+            "--alphas",
+            "1",
+            *options,
+            "--",
+            "rounds=2",
+            "backend=local",
+        ]
+        assert main(TINY, arguments, Here()) == 0
+        return read(tmp_path / out / "rounds.csv")
+
+    before = run("first", "--methods", "fedavg")
+    rounds = run("second", "--methods", "fedavg", "ours", "--known", str(tmp_path / "first/results.csv"))
+    assert rounds[:2] == before
+    assert [(row["method"], row["round"]) for row in rounds[2:]] == [("ours", "1"), ("ours", "2")]
+    # The names of tables that are kept.
+    for old, new in (("results", "kept"), ("rounds", "kept_rounds")):
+        (tmp_path / f"second/{old}.csv").rename(tmp_path / f"{new}.csv")
+    assert run("third", "--methods", "fedavg", "ours", "--known", str(tmp_path / "kept.csv")) == rounds
+
+
 def test_rows_that_are_known_are_not_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tiny(tmp_path / "first", Here(), "--methods", "fedavg", "broken", "--alphas", "1") == 1
     table = tmp_path / "first/results.csv"
