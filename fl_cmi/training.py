@@ -95,6 +95,10 @@ class LocalTraining:
             trained model itself is free of the client's label mix (Menon et al. 2021, arXiv 2007.07314, equation 9).
         drop_last: Leaves out every last batch that is smaller than the others, unless it is the only one.
         shuffle: Whether each epoch has an order of its own; else images come in the order they are stored in.
+        round_decay: d in (0, 1]: the learning rate is multiplied by d^r (FedFTG .998, FedGen's code .99).
+        decay_by: What r is: the number of rounds before this one (`round`), or before the client's last one, 0 where
+            it has had none (`last_visit`, as in FedGen's code). Whoever runs the client tells.
+        clip: Largest norm of a step's gradient, > 0 (Co-Boosting's clients 10); None: any.
 
     A last batch of a single image is left out, because batch norm cannot be trained on it, unless it is the only one.
 
@@ -114,6 +118,9 @@ class LocalTraining:
         prior_correction: bool = False,
         drop_last: bool = False,
         shuffle: bool = True,
+        round_decay: float = 1.0,
+        decay_by: Literal["round", "last_visit"] = "round",
+        clip: float | None = None,
     ) -> None:
         if start not in ("broadcast", "scratch", "own"):
             raise ConfigError("local.start", start, "one of broadcast, scratch, own")
@@ -124,11 +131,23 @@ class LocalTraining:
         for name, value in (("epochs", epochs), ("steps", steps), ("batch_size", batch_size)):
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ConfigError(f"local.{name}", value, "an integer >= 1")
+        if not 0 < round_decay <= 1:
+            raise ConfigError("local.round_decay", round_decay, "a number in (0, 1]")
+        if decay_by not in ("round", "last_visit"):
+            raise ConfigError("local.decay_by", decay_by, "round or last_visit")
+        if clip is not None and not clip > 0:
+            raise ConfigError("local.clip", clip, "a number > 0, or null")
         self.optimizer, self.schedule, self.batch_size = optimizer, schedule, batch_size
         self.start: Literal["broadcast", "scratch", "own"] = start
         self.epochs, self.steps = epochs, steps
         self.augment = Identity() if augment is None else augment
         self.prior_correction, self.drop_last, self.shuffle = prior_correction, drop_last, shuffle
+        self.round_decay, self.decay_by, self.clip = round_decay, decay_by, clip
+
+    @property
+    def remembers_visits(self) -> bool:
+        """Whether a client has to know when it trained last."""
+        return self.decay_by == "last_visit" and self.round_decay < 1
 
     def __call__(
         self,
@@ -138,6 +157,7 @@ class LocalTraining:
         device: torch.device,
         proximal_mu: float = 0.0,
         session: Session | None = None,
+        rounds: int = 0,
     ) -> dict[str, float]:
         """Train `model` in place.
 
@@ -148,6 +168,7 @@ class LocalTraining:
             device: Where to train.
             proximal_mu: FedProx's mu >= 0.
             session: What a federated method adds; None: nothing.
+            rounds: r >= 0, see `decay_by`.
 
         Returns:
             `loss` and `accuracy` averaged over the last epoch (or as many images), and `steps`.
@@ -157,6 +178,8 @@ class LocalTraining:
         parameters = [p for p in model.parameters() if p.requires_grad]
         start = [p.detach().clone() for p in parameters] if proximal_mu else []
         optimizer = self.optimizer(parameters)
+        for group in optimizer.param_groups:
+            group["lr"] *= self.round_decay**rounds
         session = Session() if session is None else session
         session.prepare(optimizer, proximal_mu)
         set_rate = optimizing(optimizer, self.schedule)
@@ -186,6 +209,8 @@ class LocalTraining:
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             session.correct()
+            if self.clip is not None:
+                nn.utils.clip_grad_norm_(parameters, self.clip)
             optimizer.step()
             losses += loss.item() * len(y)
             hits += int(((logits + prior).argmax(dim=1) == y).sum())

@@ -30,7 +30,12 @@ def averaging(strategy: str, *more: str) -> Method:
     return Method((f"strategy={strategy}", *more), budget=0.0)
 
 
-FEDGENS_OWN = ("local.optimizer.lr=0.01", "local.optimizer.momentum=0")
+FEDGENS_OWN = (
+    "local.optimizer.lr=0.01",
+    "local.optimizer.momentum=0",
+    "local.round_decay=0.99",
+    "local.decay_by=last_visit",
+)
 """Its weights of 10 belong to these steps: at .05 with momentum .9 twenty rounds of skewed clients end at 16 %."""
 
 OURS = ("experiment=fmnist_oneshot", *ENDLESS[:1])

@@ -30,6 +30,8 @@ class Nudge:
     client's stream.
     """
 
+    remembers_visits = False
+
     def __call__(
         self,
         model: nn.Module,
@@ -38,6 +40,7 @@ class Nudge:
         device: torch.device,
         proximal_mu: float = 0.0,
         session: Session | None = None,
+        rounds: int = 0,
     ) -> dict[str, float]:
         gain = images.pixels().mean()
         with torch.no_grad():

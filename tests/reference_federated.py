@@ -102,6 +102,17 @@ def weighted_teacher(logits_KBC: Tensor, y: Sequence[int], counts: Sequence[Sequ
     return total
 
 
+def released_teacher(logits_KBC: Tensor, y: Sequence[int], counts: Sequence[Sequence[float]]) -> Tensor:
+    """`sum_k mean_{b,b'} W[y_b, k] CE(h_k(z_b'), y_b')`: every weight meets every loss."""
+    total = torch.zeros((), dtype=logits_KBC.dtype)
+    for k in range(len(logits_KBC)):
+        for owned in y:
+            share = counts[k][owned] / sum(row[owned] for row in counts)
+            for b, label in enumerate(y):
+                total = total - share * log_softmax(logits_KBC[k, b], label) / len(y) ** 2
+    return total
+
+
 def mean_logits_teacher(logits_KBC: Tensor, y: Sequence[int]) -> Tensor:
     """`1/B sum_b CE(softmax(1/K sum_k h_k(z_b)), y_b)`."""
     total = torch.zeros((), dtype=logits_KBC.dtype)

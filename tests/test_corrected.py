@@ -250,11 +250,14 @@ def test_mistakes_are_named() -> None:
     adam = LocalTraining(partial(torch.optim.Adam, lr=0.1), steps=1)
     corrected = LocalTraining(partial(torch.optim.SGD, lr=0.1), steps=1, prior_correction=True)
     own = LocalTraining(partial(torch.optim.SGD, lr=0.1), start="own", steps=1)
+    clipped = LocalTraining(partial(torch.optim.SGD, lr=0.1), steps=1, clip=1.0)
     for method in (ControlVariates(), CountedSteps()):
         with pytest.raises(ConfigError, match=r"^local\.optimizer=Adam: torch\.optim\.SGD"):
             method.check(adam)
         with pytest.raises(ConfigError, match=r"^local\.start=own: broadcast"):
             method.check(own)
+        with pytest.raises(ConfigError, match=r"^local\.clip=1\.0: null"):
+            method.check(clipped)
         method.check(local())
     with pytest.raises(ConfigError, match=r"^local\.prior_correction=True"):
         ControlVariates(1).check(corrected)

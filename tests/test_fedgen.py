@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from fl_cmi.ensemble import owner_weights
 from fl_cmi.federated.buffers import KeepLocal
-from fl_cmi.federated.fedgen import GENERATOR, LABELS, LAST, LatentRegularized
-from fl_cmi.federated.fedgen_losses import mean_logits_teacher, weighted_teacher
+from fl_cmi.federated.fedgen import GENERATOR, LABELS, LatentRegularized
+from fl_cmi.federated.fedgen_losses import mean_logits_teacher, released_teacher, weighted_teacher
 from fl_cmi.federated.fedgen_server import GeneratorTraining, LabelCounts
 from fl_cmi.federated.method import Visit
 from fl_cmi.federated.sharing import Sharing
@@ -83,39 +83,35 @@ def test_teacher_losses_are_the_loops() -> None:
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(CLASSES, dtype=torch.float64))
     wanted = reference_federated.weighted_teacher(logits, y.tolist(), counts)
     torch.testing.assert_close(weighted_teacher(logits, y, weights), wanted)
+    wanted = reference_federated.released_teacher(logits, y.tolist(), counts)
+    torch.testing.assert_close(released_teacher(logits, y, weights), wanted)
+    # The release: a row of losses times a column of weights.
+    column, row = weights[y][:, 1, None], F.cross_entropy(logits[1], y, reduction="none")
+    only = torch.zeros_like(weights)
+    only[:, 1] = weights[:, 1]
+    torch.testing.assert_close(released_teacher(logits, y, only), (row * column).mean())
     wanted = reference_federated.mean_logits_teacher(logits, y.tolist())
     torch.testing.assert_close(mean_logits_teacher(logits, y, weights), wanted)
     logits.requires_grad_()
-    for loss in (weighted_teacher, mean_logits_teacher):
+    for loss in (released_teacher, weighted_teacher, mean_logits_teacher):
         assert torch.autograd.gradcheck(lambda values, loss=loss: loss(values, y, weights), (logits,))
-    # One client that owns everything: both are its cross-entropy.
+    # One client that owns everything: all are its cross-entropy.
     alone = torch.ones(CLASSES, 1, dtype=torch.float64)
-    for loss in (weighted_teacher, mean_logits_teacher):
+    for loss in (released_teacher, weighted_teacher, mean_logits_teacher):
         torch.testing.assert_close(loss(logits[:1], y, alone), F.cross_entropy(logits[0], y))
 
 
 # ---------------------------------------------------------------------------------------------- the client
 
 
-def visit(model: Classifier, round_: int = 3, last: int | None = None, **more: Any) -> Visit:
+def visit(model: Classifier, round_: int = 3, **more: Any) -> Visit:
     generator = SMALL(CLASSES, model.num_features)
     initialize(generator, rng(7))
     received = {
         GENERATOR: {name: value.clone() for name, value in generator.state_dict().items()},
         LABELS: {"prior": torch.tensor([0.5, 0.0, 0.5])},
     }
-    kept = {} if last is None else {LAST: {LAST: torch.tensor(last)}}
-    given: dict[str, Any] = {"received": received, "kept": kept, **more}
-    return Visit(
-        model,
-        made_up(),
-        given["received"],
-        {},
-        given["kept"],
-        round_,
-        rng(9),
-        CPU,
-    )
+    return Visit(model, made_up(), more.get("received", received), {}, {}, round_, rng(9), CPU)
 
 
 @pytest.mark.parametrize("scaled", [True, False])
@@ -161,15 +157,6 @@ def test_before_a_generator_comes_training_is_plain() -> None:
     assert session.finish().sent[LABELS]["count"].tolist() == [2, 2, 1], "1, and what was seen"
 
 
-@pytest.mark.parametrize(("last", "factor"), [(None, 1.0), (0, 1.0), (6, 0.99**6)])
-def test_the_rate_falls_with_the_last_visit(last: int | None, factor: float) -> None:
-    session = LatentRegularized(SMALL).begin(visit(Classifier(), round_=9, last=last))
-    optimizer = torch.optim.SGD(Classifier().parameters(), lr=0.01)
-    session.prepare(optimizer, 0.0)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * factor)
-    assert session.finish().kept[LAST][LAST] == 8
-
-
 def test_labels_of_the_training_set_are_the_papers() -> None:
     method = LatentRegularized(SMALL, counts="images")
     made = method.begin(visit(Classifier())).finish()
@@ -189,7 +176,7 @@ def test_the_server_knows_who_owns_what() -> None:
     assert counts.prior("frequent").tolist() == pytest.approx([2 / 11, 4 / 11, 5 / 11]), "the last counts are"
 
 
-@pytest.mark.parametrize("teacher", [weighted_teacher, mean_logits_teacher])
+@pytest.mark.parametrize("teacher", [released_teacher, weighted_teacher, mean_logits_teacher])
 def test_the_generator_learns_what_the_heads_know(teacher: Any) -> None:
     heads = [Classifier(seed=k).classifier for k in range(2)]
     generator = SMALL(CLASSES, 3)
@@ -223,7 +210,7 @@ def test_a_step_of_the_generator_is_the_formula() -> None:
     eps = twin.draw(5, draws, CPU)
     z = twin.train()(eps, y)
     said = torch.stack([head(z) for head in heads])
-    loss = reference_federated.weighted_teacher(said, y.tolist(), [r.tolist() for r in rows.values()])
+    loss = reference_federated.released_teacher(said, y.tolist(), [r.tolist() for r in rows.values()])
     (loss + 0.3 * reference_federated.diversity(eps, z)).backward()
     for parameter, expected in zip(generator.parameters(), twin.parameters(), strict=True):
         assert expected.grad is not None

@@ -197,6 +197,33 @@ def test_the_rate_follows_the_schedule() -> None:
     assert rates == pytest.approx([0.4, 0.4 * (1 + half) / 2, 0.2, 0.4 * (1 - half) / 2])
 
 
+@pytest.mark.parametrize(("momentum", "rounds"), [(0.0, 0), (0.9, 3)])
+def test_the_rate_falls_from_round_to_round(momentum: float, rounds: int) -> None:
+    def trained(rate: float, rounds: int = 0, **more: Any) -> Tensor:
+        model, optimizer = Linear(), partial(torch.optim.SGD, lr=rate, momentum=momentum)
+        LocalTraining(optimizer, schedule=cosine, steps=4, batch_size=4, **more)(
+            model, numbered(8), rng(), CPU, rounds=rounds
+        )
+        return model.layer.weight.detach()
+
+    torch.testing.assert_close(trained(0.4, rounds, round_decay=0.5), trained(0.4 * 0.5**rounds))
+    assert torch.equal(trained(0.4, rounds), trained(0.4))
+
+
+def test_a_step_is_clipped_to_its_norm() -> None:
+    def step(clip: float | None) -> Tensor:
+        model = Linear()
+        before = torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+        LocalTraining(SGD, steps=1, batch_size=8, clip=clip)(model, numbered(8), rng(), CPU)
+        after = torch.cat([p.detach().flatten() for p in model.parameters()])
+        return (before - after) / 0.5
+
+    free = step(None)
+    assert free.norm() > 0.1
+    torch.testing.assert_close(step(0.1), free * 0.1 / free.norm(), rtol=1e-4, atol=1e-6)
+    assert torch.equal(step(100.0), free)
+
+
 def test_schedules_and_parameter_groups() -> None:
     assert [constant(p) for p in (0.0, 0.5, 1.0)] == [1.0, 1.0, 1.0]
     assert [cosine(p) for p in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.5, 0.0])
@@ -223,6 +250,9 @@ def test_schedules_and_parameter_groups() -> None:
         ({"epochs": 1.5}, "local.epochs=1.5"),
         ({"epochs": 1, "batch_size": 0}, "local.batch_size=0"),
         ({"epochs": 1, "start": "here"}, "local.start=here"),
+        ({"epochs": 1, "round_decay": 0.0}, "local.round_decay=0.0"),
+        ({"epochs": 1, "decay_by": "epoch"}, "local.decay_by=epoch"),
+        ({"epochs": 1, "clip": 0}, "local.clip=0"),
     ],
 )
 def test_mistakes_are_named(arguments: dict[str, Any], key: str) -> None:

@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
 
 from fl_cmi.federated.method import ClientMethod, Visit, from_broadcast
 from fl_cmi.losses import kl_divergence
@@ -23,9 +22,6 @@ GENERATOR = "generator"
 
 LABELS = "labels"
 """Down `prior` (C,), the distribution of labels to draw; up `count` (C,)."""
-
-LAST = "last"
-"""What a client keeps: the round of its last visit."""
 
 LEAST = 1e-4
 """Below this the weights of the two terms do not decay."""
@@ -54,7 +50,6 @@ class LatentRegularized(ClientMethod):
         decay: Of both, per round, in (0, 1].
         num_samples: Labels y' drawn for a step, >= 1.
         batch_scale: Whether the second term grows with `num_samples / batch`, as in the code.
-        rate_decay: The learning rate is multiplied by `rate_decay^r`, r the round (from 0) of the client's last visit.
         counts: What labels a client tells: `batches`, those it trained on in this round, `count_start` added to each
             class (the code's), or `images`, those of its training set (the paper's).
         count_start: See above, >= 0.
@@ -70,7 +65,6 @@ class LatentRegularized(ClientMethod):
         decay: float = 0.98,
         num_samples: int = 32,
         batch_scale: bool = True,
-        rate_decay: float = 0.99,
         counts: Literal["batches", "images"] = "batches",
         count_start: int = 1,
         share: Literal["all", "head"] = "all",
@@ -82,14 +76,13 @@ class LatentRegularized(ClientMethod):
         need("cross_entropy", cross_entropy, cross_entropy >= 0, "a number >= 0")
         need("divergence", divergence, divergence >= 0, "a number >= 0")
         need("decay", decay, 0 < decay <= 1, "a number in (0, 1]")
-        need("rate_decay", rate_decay, 0 < rate_decay <= 1, "a number in (0, 1]")
         need("num_samples", num_samples, isinstance(num_samples, int) and num_samples >= 1, "an integer >= 1")
         need("count_start", count_start, isinstance(count_start, int) and count_start >= 0, "an integer >= 0")
         need("counts", counts, counts in ("batches", "images"), "batches or images")
         need("share", share, share in ("all", "head"), "all or head")
         self.generator, self.cross_entropy, self.divergence = generator, cross_entropy, divergence
         self.decay, self.num_samples, self.batch_scale = decay, num_samples, batch_scale
-        self.rate_decay, self.counts, self.share = rate_decay, counts, share
+        self.counts, self.share = counts, share
         self.count_start = count_start if counts == "batches" else 0
 
     def make(self, num_classes: int, num_features: int) -> LatentGenerator:
@@ -126,7 +119,6 @@ class LatentSession(Session):
     def __init__(self, visit: Visit, method: LatentRegularized) -> None:
         self.method, self.device, self.rng = method, visit.device, visit.rng
         self.round = visit.server_round - 1
-        self.last = int(visit.kept[LAST][LAST]) if LAST in visit.kept else 0
         self.images, classes = visit.images, visit.images.num_classes
         self.count_C = torch.full((classes,), method.count_start, dtype=torch.int64, device=visit.device)
         self.head = visit.model.get_submodule("classifier")
@@ -136,11 +128,6 @@ class LatentSession(Session):
             self.generator.load_state_dict(visit.received[GENERATOR])
             self.generator.to(visit.device).eval()
             self.prior_C = visit.received[LABELS]["prior"]
-
-    def prepare(self, optimizer: Optimizer, proximal_mu: float) -> None:
-        """Lower the rate by the round of the last visit."""
-        for group in optimizer.param_groups:
-            group["lr"] *= self.method.rate_decay**self.last
 
     def loss(
         self, logits: Float[Tensor, "batch classes"], y: Int[Tensor, " batch"]
@@ -162,10 +149,9 @@ class LatentSession(Session):
         return loss
 
     def finish(self) -> Contribution:
-        """The labels, and the round for the next visit's rate."""
+        """The labels."""
         counts = self.images.class_counts() if self.method.counts == "images" else self.count_C.cpu()
-        kept = {LAST: {LAST: torch.tensor(self.round)}}
-        return Contribution(sent={LABELS: {"count": counts}}, kept=kept)
+        return Contribution(sent={LABELS: {"count": counts}})
 
     def weight(self, first: float) -> float:
         """A term's weight in this round; 0 stays 0."""

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.ensemble import owner_weights
-from fl_cmi.federated.fedgen_losses import weighted_teacher
+from fl_cmi.federated.fedgen_losses import released_teacher
 from fl_cmi.losses import pairwise_diversity
 from fl_cmi.models.latent import LatentGenerator
 from fl_cmi.types import ConfigError
@@ -71,7 +71,8 @@ class GeneratorTraining:
         steps: In a round, >= 1.
         batch_size: Labels a step, >= 2.
         rate_decay: Of the learning rate, per round, in (0, 1].
-        teacher: `weighted_teacher` (the code's) or `mean_logits_teacher` (the paper's).
+        teacher: `released_teacher` (the code's), `weighted_teacher` (what it meant) or `mean_logits_teacher` (the
+            paper's).
         teacher_weight: >= 0.
         diversity_weight: >= 0.
         labels: `owned` draws labels uniformly from those that some of the round's clients owns (the code's);
@@ -84,7 +85,7 @@ class GeneratorTraining:
         steps: int = 50,
         batch_size: int = 32,
         rate_decay: float = 0.98,
-        teacher: TeacherLoss = weighted_teacher,
+        teacher: TeacherLoss = released_teacher,
         teacher_weight: float = 1.0,
         diversity_weight: float = 1.0,
         labels: Literal["owned", "frequent"] = "owned",

@@ -76,3 +76,5 @@ def checked_sgd(local: LocalTraining, why: str) -> None:
     optimizer = local.optimizer([torch.zeros(1, requires_grad=True)])
     if not isinstance(optimizer, torch.optim.SGD):
         raise ConfigError("local.optimizer", type(optimizer).__name__, f"torch.optim.SGD, because {why}")
+    if local.clip is not None:
+        raise ConfigError("local.clip", local.clip, f"null, because {why}")

@@ -36,9 +36,9 @@ __all__ = ["MakeSide", "client_app", "handle_query", "handle_train"]
 CONFIG = "config"
 """The name under which Flower's strategies send a round's settings."""
 
-OWN_MODEL, OWN_PART, OWN_RECORD = "model", "private", "method."
-"""The names under which a client keeps its model in its own state, the part of it that it shares with nobody, and (a
-prefix) its method's records."""
+OWN_MODEL, OWN_PART, OWN_VISIT, OWN_RECORD = "model", "private", "visit", "method."
+"""The names under which a client keeps its model in its own state, the part of it that it shares with nobody, when it
+trained last, and (a prefix) its method's records."""
 
 
 MakeSide = Callable[[str], ClientSide]
@@ -121,7 +121,13 @@ def handle_train(
         session = side.sharing.method.begin(visit)
         mu = cast(float, config.get("proximal-mu", 0.0))
         metrics = side.local(
-            model, images, stream(side.seed, *name), side.device, proximal_mu=mu, session=session
+            model,
+            images,
+            stream(side.seed, *name),
+            side.device,
+            proximal_mu=mu,
+            session=session,
+            rounds=_rounds(side, server_round, context),
         )
         made = session.finish()
         state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
@@ -134,6 +140,8 @@ def handle_train(
             "lower the learning rate of local training"
         )
     _keep(side, model, state, made.kept, context)
+    if side.local.remembers_visits:
+        context.state[OWN_VISIT] = to_record({"round": torch.tensor(server_round)})
     counts = images.class_counts() if side.share_label_counts else None
     update = Update(client, len(images), counts, told, made.sent, side.sharing.private(model))
     return Message(pack_update(update, metrics), reply_to=message)
@@ -194,6 +202,14 @@ def _start(side: ClientSide, model: nn.Module, message: Message, context: Contex
         load_record(message.content.array_records[ARRAYS], shared)
         if OWN_PART in records:
             load_record(records[OWN_PART], {name: initial[name] for name in records[OWN_PART]})
+
+
+def _rounds(side: ClientSide, server_round: int, context: Context) -> int:
+    """How many rounds the learning rate has fallen for."""
+    if not side.local.remembers_visits:
+        return server_round - 1
+    records = context.state.array_records
+    return int(from_record(records[OWN_VISIT])["round"]) - 1 if OWN_VISIT in records else 0
 
 
 def _keep(

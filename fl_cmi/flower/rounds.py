@@ -102,7 +102,8 @@ class Rounds:
     def clients_keep(self) -> bool:
         """Whether clients may keep something from round to round."""
         sharing = self.side.sharing
-        own = self.config["local"].get("start") == "own"
+        local = self.config["local"]
+        own = local.get("start") == "own" or local.get("decay_by") == "last_visit"
         return own or type(sharing.method) is not ClientMethod or bool(sharing.kept(self.side.student()))
 
     @property
