@@ -31,6 +31,7 @@ def check(config: Config) -> None:
     refuse(config, ONLY_DISTILL, "distill")
     check_integer(config, "seed", None)
     check_integer(config, "rounds", 1)
+    check_integer(config, "evaluate_every", 1)
     check_integer(config, "num_clients", 1)
     check_integer(config, "held_out", 0)
     check_integer(config, "clients_per_round", 1, optional=True)

@@ -144,7 +144,7 @@ def carry_on(
         attacked(measured, attack, bad, outcome, side, getattr(method, "combine", combine))
     measured["disclosed"] += getattr(method, "disclosed", ())
     summary = summarize(config, outcome, measured, partition, side)
-    summary["teacher_passes"] = getattr(method, "teacher_passes", 0)
+    summary["teacher_passes"] = getattr(method, "teacher_passes", 0) + side.sharing.buffers.teacher_passes
     # `transfer` is the sum of synthesis, distillation and evaluation.
     phases = {name: seconds for name, seconds in progress.seconds.items() if name != "transfer"}
     summary["workers"] = None if crew is None else crew.told()
@@ -253,7 +253,7 @@ def summarize(
     config: Config, outcome: Outcome, measured: dict[str, Any], partition: Partition, side: ServerSide
 ) -> dict[str, Any]:
     """The contract of `summary.json`; accuracies are fractions of 1."""
-    last, best = outcome.accuracies[-1], max(outcome.accuracies)
+    last, best = outcome.accuracies[-1], max(a for a in outcome.accuracies if a is not None)
     return {
         "student": {
             "accuracy_last": last,

@@ -102,7 +102,7 @@ def write_results(
         for cell, result in results
         if not isinstance(result, str) and result["rounds"] > 1
         for event in MetricsLog.read(cell.folder / "metrics.jsonl")
-        if event["event"] == "round"
+        if event["event"] == "round" and "accuracy" in event
     ]
     if known.rounds:
         rounds = sorted(joined(known.rounds, rounds, KEYS), key=place)

@@ -222,6 +222,7 @@ def test_scores_are_taken_where_the_model_is() -> None:
     played = made.play(SeparateBuffers(FedAvg(**ALL), side), 1)
     slices = [torch.arange(5 * k, 5 * k + 5).numpy() for k in range(4)]
     scores = Scores(side, own_tests=slices)
+    scores.remember(played.updates[0])
     found = scores(played.states[1], played.updates[0])
     right: list[Tensor] = []
     for client in range(4):

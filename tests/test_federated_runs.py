@@ -8,6 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from fl_cmi.compose import compose_config
+from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.simulate import run
 from fl_cmi.types import ConfigError
 
@@ -77,6 +78,33 @@ def test_the_global_model_moves_unless_there_is_none(tmp_path: Path) -> None:
     assert counter == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["round"] for row in rows if row["event"] == "round"] == [1, 2, 3]
+
+
+def test_the_student_is_tested_as_often_as_told_and_at_the_end(tmp_path: Path) -> None:
+    given = ("strategy=fedavg", "buffers=keep_local", "own_tests=true", "rounds=5", "clients_per_round=2")
+    often = simulate(tmp_path / "often", *given)
+    seldom = simulate(tmp_path / "seldom", *given, "evaluate_every=2")
+    for key in ("digest", "own_tests", "bytes", "clients"):
+        assert seldom[key] == often[key], key
+    assert seldom["student"]["accuracy_last"] == often["student"]["accuracy_last"]
+    assert seldom["student"]["round_best"] in (2, 4, 5)
+    rows = {
+        name: [row for row in MetricsLog.read(tmp_path / name / "metrics.jsonl") if row["event"] == "round"]
+        for name in ("often", "seldom")
+    }
+    assert [row["round"] for row in rows["seldom"]] == [1, 2, 3, 4, 5]
+    assert [row["round"] for row in rows["seldom"] if "accuracy" in row] == [2, 4, 5]
+    assert [rows["often"][r] for r in (1, 3, 4)] == [rows["seldom"][r] for r in (1, 3, 4)]
+    with pytest.raises(ConfigError, match=r"^evaluate_every=0"):
+        simulate(tmp_path / "run", "evaluate_every=0")
+
+
+def test_recalibration_counts_what_it_asks(tmp_path: Path) -> None:
+    """A batch: the inversion's steps, each of one client's model."""
+    given = ("strategy=fedavg", "buffers=recalibrate", "buffers.batches=2", "rounds=2")
+    inversion = ("synthesizer=per_client", "synthesizer.inversion.steps=3", "synthesizer.batch_size=8")
+    summary = simulate(tmp_path, *given, *inversion, "synthesizer.inversion.source.generator.width=4")
+    assert summary["teacher_passes"] == 2 * 2 * 3
 
 
 def test_mixed_architectures_are_refused_where_models_are_averaged(tmp_path: Path) -> None:

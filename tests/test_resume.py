@@ -49,8 +49,16 @@ CASES = {
     "fedavgm": ("strategy=fedavgm", "rounds=3"),
     "fedadam": ("strategy=fedadam", "rounds=3", "checkpoint.every=2"),
     "fednova": ("strategy=fednova", "strategy.server_momentum=0.5", "rounds=3"),
-    "keep_local": ("strategy=fedavg", "buffers=keep_local", "rounds=3", "own_tests=true"),
+    "keep_local": ("strategy=fedavg", "buffers=keep_local", "rounds=3", "own_tests=true", "evaluate_every=2"),
+    "recalibrate": ("strategy=fedavg", "buffers=recalibrate", "rounds=3"),
     "fedgen": ("strategy=fedgen", "model=fedgen", "rounds=3"),
+    "last_visit": (
+        "strategy=fedavg",
+        "local.round_decay=0.5",
+        "local.decay_by=last_visit",
+        "clients_per_round=2",
+        "rounds=4",
+    ),
     "feddf": ("strategy=feddf", "held_out=60", "strategy.stopping={steps:2,check_every:1}", "rounds=3"),
     "fed_ensemble": ("strategy=fed_ensemble", "rounds=3"),
 }

@@ -30,7 +30,12 @@ class BufferPolicy:
     Flower's FedAvg and FedProx average them with the parameters, by examples. Its FedAvgM and FedAdam take them for
     parameters: a server step with momentum, or one of a normalized size, leads to statistics that no client had, and
     may leave a negative variance behind. That is so under `buffers: null`.
+
+    Attributes:
+        teacher_passes: Forward passes of single clients' models so far.
     """
+
+    teacher_passes = 0
 
     def check(self, ensemble: Ensemble) -> None:
         """Raise ConfigError where clients like these lack what the policy needs."""
@@ -142,17 +147,19 @@ class Recalibrate(BufferPolicy):
         """Synthesize and measure."""
         team = Ensemble(ensemble.teachers, self.combine).to(next(model.parameters()).device)
         made = [self.synthesizer(team, model, task, rng).x for _ in range(self.batches)]
+        self.teacher_passes += team.passes
         recalibrate(model, made)
         return {name: model.state_dict()[name] for name in buffer_names(model)}
 
     def state_dict(self, scene: Scene) -> Tree:
-        """The synthesizer's, and the rule's."""
-        return [state_of(self.synthesizer, scene), state_of(self.combine, scene)]
+        """The synthesizer's, the rule's, and what they have asked so far."""
+        return [state_of(self.synthesizer, scene), state_of(self.combine, scene), self.teacher_passes]
 
     def load_state_dict(self, state: Tree, scene: Scene) -> None:
         """Go on from `state`."""
         restore(self.synthesizer, state[0], scene)
         restore(self.combine, state[1], scene)
+        self.teacher_passes = state[2]
 
 
 def recalibrate(model: nn.Module, batches: Sequence[torch.Tensor]) -> None:

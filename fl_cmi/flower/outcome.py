@@ -14,9 +14,9 @@ class Outcome:
 
     Args:
         student: The global model after the last round.
-        accuracies: Its test accuracy after each round, in [0, 1]; see `Scores` for clients that keep a part of
-            it, and for strategies whose predictions are not the global model's.
-        own_tests: Accuracy on the clients' own test images after each round, where it is measured.
+        accuracies: Its test accuracy after each round, in [0, 1], None where it was not tested; see `Scores` for
+            clients that keep a part of it, and for strategies whose predictions are not the global model's.
+        own_tests: Accuracy on the clients' own test images after each tested round, where it is measured.
         updates: What the clients of the last round sent, by partition id.
         bytes_up: Payload that clients sent, over all rounds.
         bytes_down: Payload that clients received, over all rounds.
@@ -27,7 +27,7 @@ class Outcome:
     """
 
     student: State = field(default_factory=dict)
-    accuracies: list[float] = field(default_factory=list)
+    accuracies: list[float | None] = field(default_factory=list)
     own_tests: list[float] = field(default_factory=list)
     updates: list[Update] = field(default_factory=list)
     bytes_up: int = 0

@@ -35,19 +35,22 @@ class Scores:
     own_tests: Sequence[np.ndarray] | None = None
     private: dict[int, State] = field(default_factory=dict)
 
+    def remember(self, updates: Sequence[Update]) -> None:
+        """What the round's clients keep, tested or not."""
+        for update in updates:
+            kept = self.side.sharing.kept(self.side.build(update.client))
+            self.private[update.client] = {name: update.state[name] for name in kept}
+
     def __call__(self, student: State, updates: Sequence[Update]) -> dict[str, float]:
         """Of one round.
 
         Args:
             student: The new global model.
-            updates: What the round's clients sent.
+            updates: What the round's clients sent; they have been remembered.
 
         Returns:
             `accuracy`, and `own_tests` where that is measured, in [0, 1].
         """
-        for update in updates:
-            kept = self.side.sharing.kept(self.side.build(update.client))
-            self.private[update.client] = {name: update.state[name] for name in kept}
         if any(self.private.values()):
             found = [self.side.test_accuracy(self.model(u.client, student)) for u in updates]
             scores = {"accuracy": sum(found) / len(found)}
