@@ -51,6 +51,10 @@ class Combine(Protocol):
 class Learns(Protocol):
     """A rule with weights of its own that learn from the synthetic images (Co-Boosting, agreement-weighted)."""
 
+    def begin(self, clients: Sequence[int]) -> None:
+        """A round with these clients begins."""
+        ...
+
     def learn(
         self, ensemble: "Ensemble", pool: Pool, batch_size: int, epoch: int, rng: torch.Generator
     ) -> None:

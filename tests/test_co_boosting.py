@@ -84,6 +84,7 @@ def test_weights_start_equal_in_every_round_and_learn_from_the_second_epoch_on()
     team, pool, rule = ensemble(), filled_pool(), LearntWeights(0.01, 0.9)
     answers = team.logits(pixels(2))
     torch.testing.assert_close(rule(answers, team), mean_logits(answers, team))
+    rule.begin(range(3))
     rule.learn(team, pool, 4, 0, rng())
     assert rule.weights(range(3)).tolist() == pytest.approx([1 / 3] * 3)
     before = team.passes
@@ -92,7 +93,7 @@ def test_weights_start_equal_in_every_round_and_learn_from_the_second_epoch_on()
     moved = (rule.weights(range(3)) - 1 / 3) / (0.01 * 0.9**2)
     torch.testing.assert_close(moved, moved.round(), atol=1e-3, rtol=0)  # whole steps of r d^e
     assert 0 < moved.abs().max() <= 3
-    rule.learn(team, pool, 4, 0, rng())
+    rule.begin(range(3))
     assert rule.weights(range(3)).tolist() == pytest.approx([1 / 3] * 3)
     assert rule.weights(range(2)).tolist() == [0.5, 0.5]  # of another number of teachers nothing was learnt
 
@@ -106,7 +107,16 @@ def test_rates_out_of_range_are_refused(option: str, value: float) -> None:
 def test_the_whole_method_learns_its_weights_between_synthesis_and_distillation(tmp_path: Path) -> None:
     config, log = configured("co_boosting"), MetricsLog(tmp_path / "metrics.jsonl")
     rule = build(config["combine"], "combine")
+    rule.weights_K = torch.tensor([0.0, 0.1, 0.9])  # of another round, perhaps of other clients
     team = ensemble(combine=rule)
+    heard: list[Tensor] = []
+    label = team.label
+
+    def listening(x: Tensor) -> Tensor:
+        heard.append(rule.weights(team.clients))
+        return label(x)
+
+    team.label = listening  # type: ignore[method-assign]
     metrics = transfer(
         team,
         network(9),
@@ -123,6 +133,7 @@ def test_the_whole_method_learns_its_weights_between_synthesis_and_distillation(
     )
     found = [row["weights"] for row in MetricsLog.read(log.path) if row["event"] == "weights"]
     assert len(found) == 3
+    assert heard[0].tolist() == pytest.approx([1 / 3] * 3), "images of the first epoch too"
     assert found[0] == pytest.approx([1 / 3] * 3)
     assert found[1] != found[0] != found[2]
     assert found[2] == pytest.approx(rule.weights(range(3)).tolist())

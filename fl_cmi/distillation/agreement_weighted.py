@@ -61,6 +61,9 @@ class AgreementWeighted:
         total_C = trusted_KC.sum(dim=0)
         return weighted_probs(logits_KBC, trusted_KC / torch.where(total_C > 0, total_C, 1.0))
 
+    def begin(self, clients: Sequence[int]) -> None:
+        """What is known of clients who come back stays."""
+
     def learn(
         self, ensemble: Ensemble, pool: Pool, batch_size: int, epoch: int, rng: torch.Generator
     ) -> None:

@@ -52,6 +52,10 @@ class LearntWeights:
         self.learning_rate, self.decay = learning_rate, decay
         self.weights_K: Tensor | None = None
 
+    def begin(self, clients: Sequence[int]) -> None:
+        """Equal weights."""
+        self.weights_K = torch.full((len(clients),), 1 / len(clients))
+
     def weights(self, clients: Sequence[int]) -> Float[Tensor, " teachers"]:
         """As they stand; equal where nothing was learnt for so many teachers."""
         if self.weights_K is None or len(self.weights_K) != len(clients):
@@ -67,9 +71,8 @@ class LearntWeights:
     def learn(
         self, ensemble: Ensemble, pool: Pool, batch_size: int, epoch: int, rng: torch.Generator
     ) -> None:
-        """Start from equal weights in epoch 0; later, one pass over the pool."""
+        """One pass over the pool, but in epoch 0."""
         if epoch == 0:
-            self.weights_K = torch.full((len(ensemble),), 1 / len(ensemble))
             return
         draws, rate = Shuffled(pool), self.learning_rate * self.decay**epoch
         for _ in range(-(-len(pool) // batch_size)):

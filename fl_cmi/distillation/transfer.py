@@ -274,6 +274,8 @@ def transfer(
     if crew is not None:
         crew.check(synthesizer, schedule, task)
         crew.begin(ensemble, synthesizer, task)
+    if isinstance(ensemble.combine, Learns):
+        ensemble.combine.begin(ensemble.clients)
     before = ensemble.passes
     state = Transfer(
         ensemble,
