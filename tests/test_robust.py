@@ -243,6 +243,22 @@ def test_a_distrusted_client_is_seldom_inverted(shared: bool) -> None:
     assert share_of_the_last() == pytest.approx(1 / 5, abs=0.04)
     rule.learn(team, pool_of(team), 8, 0, rng())
     assert share_of_the_last() == pytest.approx(0.2 / 4.2, abs=0.02)
+
+
+def test_a_class_is_lost_with_its_only_owner() -> None:
+    """Neither the class nor its owner is drawn; where nobody has a say, everybody has."""
+    rule = AgreementWeighted()
+    team = ensemble([(5, 5, 0, 0), (0, 5, 5, 0), (0, 0, 0, 5)], rule)
+    synthesizer = PerClient(inversion(), batch_size=4)
+
+    def drawn() -> tuple[set[int], set[int]]:
+        draws = [synthesizer.draw(team, CLASSES, rng(seed)) for seed in range(50)]
+        return {k for k, _ in draws}, {int(c) for _, y in draws for c in y}
+
+    rule.by_client = {team.clients[2]: 0.0}
+    assert drawn() == ({0, 1}, {0, 1, 2})
+    rule.by_client = dict.fromkeys(team.clients, 0.0)
+    assert drawn() == ({0, 1, 2}, {0, 1, 2, 3})
     again = AgreementWeighted()
     again.load_state_dict(rule.state_dict())
     assert torch.equal(again.weights(team.clients), rule.weights(team.clients))

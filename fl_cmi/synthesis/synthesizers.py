@@ -220,7 +220,12 @@ class PerClient:
         if counts_KC is None or owned is None:
             k = int(torch.multinomial(say_K, 1, generator=rng))
             return k, torch.randint(classes, (self.batch_size,), generator=rng)
-        c = owned.cpu()[torch.randint(len(owned), (), generator=rng)]
-        k = int(torch.multinomial(say_K * counts_KC[:, c].cpu().float(), 1, generator=rng))
-        histogram = counts_KC[k].cpu().float()
-        return k, torch.multinomial(histogram, self.batch_size, replacement=True, generator=rng)
+        histogram_KC = counts_KC.cpu().float()
+        share_KC = say_K[:, None] * histogram_KC
+        if not share_KC.any():
+            share_KC = histogram_KC
+        # A class may have no owner left who has a say.
+        heard = [c for c in owned.tolist() if share_KC[:, c].sum() > 0]
+        c = heard[int(torch.randint(len(heard), (), generator=rng))]
+        k = int(torch.multinomial(share_KC[:, c], 1, generator=rng))
+        return k, torch.multinomial(histogram_KC[k], self.batch_size, replacement=True, generator=rng)
