@@ -279,6 +279,8 @@ def test_one_architecture_needs_one_prototype(tmp_path: Path) -> None:
 def test_options_out_of_range_are_refused(option: str, value: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=option):
         strategy(side_of(tmp_path, "held_out=20"), **{option: value})
+    with pytest.raises(ConfigError, match=r"^strategy\.surest=0\.5: null, because strategy\.inputs=noise"):
+        strategy(side_of(tmp_path, "held_out=20"), inputs="noise", surest=0.5)
 
 
 # ------------------------------------------------------------------------------------------ the maths

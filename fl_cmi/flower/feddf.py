@@ -78,6 +78,8 @@ class FedDF(FedAvg):
             raise ConfigError("strategy.inputs", inputs, "held_out or noise")
         if surest is not None and not 0 < surest <= 1:
             raise ConfigError("strategy.surest", surest, "a share in (0, 1], or null for all")
+        if surest is not None and inputs == "noise":
+            raise ConfigError("strategy.surest", surest, "null, because strategy.inputs=noise has no end")
         if students not in ("all", "student"):
             raise ConfigError("strategy.students", students, "all or student")
         if distiller.targets.needs_pool or distiller.loss.needs_pool:
