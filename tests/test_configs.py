@@ -164,6 +164,10 @@ def test_method(name: str) -> None:
     distiller = build(config["distiller"], "distiller")
     distiller.begin(torch.nn.Linear(2, 2)).set_rate(0.5)
     build(config["schedule"], "schedule").check(build(config["synthesizer"], "synthesizer"), distiller)
+    for preset in ("distill_digits", "distill_fashion_mnist", "distill_cifar10_wrn"):
+        experiment = compose_config([f"experiment={preset}", f"method={name}"], "distill")
+        assert experiment["schedule"] == config["schedule"]
+        assert experiment["synthesizer"]["_target_"] == config["synthesizer"]["_target_"]
     experiment = composed("experiment", "demo", f"method={name}")
     assert all(experiment[part] == config[part] for part in ("synthesizer", "distiller", "schedule"))
     setting = ["data=fashion_mnist", "model.blocks=4", "local.epochs=20", f"method={name}"]
