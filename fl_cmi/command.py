@@ -23,7 +23,7 @@ from rich.console import Console
 
 from fl_cmi.checkpoint.begin import is_begun
 from fl_cmi.checks import ONLY_DISTILL, ONLY_SIMULATE
-from fl_cmi.compose import Config, config_folder, plain_config, readable
+from fl_cmi.compose import Config, compose_config, config_folder, plain_config, readable
 from fl_cmi.interrupt import Terminated, sigterm_unwinds
 from fl_cmi.nodes import as_typed
 from fl_cmi.resume import resumed
@@ -165,7 +165,39 @@ def command_line(name: str, job: Callable[[DictConfig], float]) -> None:
         # What follows is advice to add a key, which nothing would read, or the search path.
         said = re.split(r"\s+To append to your|\s+Config search path", str(error))[0]
         advice = "" if said == str(error) else f" python -m fl_cmi.{name} --help shows all keys."
-        fail(" ".join(said.split()) + advice, 2)
+        fail(no_such_key(str(error), name) or unreadable(str(error)) or " ".join(said.split()) + advice, 2)
+
+
+def no_such_key(said: str, name: str) -> str | None:
+    """What Hydra says of a key that is not there, with those that are; None if it says something else."""
+    found = re.match(r"Could not override '(?P<key>[\w.]+)'", said)
+    if found is None:
+        return None
+    key = found["key"]
+    given = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]
+    value = next((a.partition("=")[2] for a in given if a.partition("=")[0] == key), "")
+    try:
+        others = [a for a in given if a.partition("=")[0] != key and not a.startswith("hydra.")]
+        config: Any = compose_config(others, name)
+        for part in key.split(".")[:-1]:
+            config = config[part]
+        there = ", ".join(sorted(name for name in config if not name.startswith("_")))
+    except (ConfigError, HydraException, OmegaConfBaseException, KeyError, TypeError):
+        return None
+    return str(ConfigError(key, value, f"no such key; there are {there}"))
+
+
+def unreadable(said: str) -> str | None:
+    """What Hydra says of an override that its grammar does not take, in our words; None if it says something else."""
+    if "hydra.cc/docs" not in said:
+        return None
+    stuck = re.search(r"at input '(.*?)'", said)
+    parts = [argument for argument in sys.argv[1:] if "=" in argument]
+    given = [a for a in parts if a in said] or [a for a in parts if stuck and stuck[1] in a]
+    if len(given) != 1:
+        return None
+    key = given[0].partition("=")[0]
+    return f"{given[0]}: a value that Hydra's grammar knows, or one in quotes: \"{key}='...'\""
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
@@ -175,6 +207,8 @@ def check_arguments(arguments: Sequence[str]) -> None:
         if option.startswith("-"):
             fail(f"{option}: key=value without dashes, -m for several runs, or --help", 2)
     for argument in arguments:
+        if (folder := argument.removeprefix("hydra.run.dir=")) != argument and Path(folder).is_file():
+            raise ConfigError("hydra.run.dir", folder, "a folder, new or of a run")
         key, equals, chosen = argument.partition("=")
         group = config_folder() / key.partition("@")[0].lstrip("+")
         if equals and key and group.is_dir():

@@ -16,6 +16,10 @@ Shape = tuple[int, int, int]
 """Channels, height, width."""
 
 
+SPELT = {"None": "null", "True": "true", "False": "false"}
+"""Values as users write them."""
+
+
 class ConfigError(ValueError):
     """A user's mistake, told in one line: the config key, its value and what is allowed.
 
@@ -26,7 +30,7 @@ class ConfigError(ValueError):
     """
 
     def __init__(self, key: str, value: Any, allowed: str) -> None:
-        super().__init__(f"{key}={value}: {allowed}")
+        super().__init__(f"{key}={SPELT.get(str(value), value)}: {allowed}")
         self.key, self.value, self.allowed = key, value, allowed
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -119,7 +119,10 @@ def main() -> None:
     if arguments in (["-h"], ["--help"]):
         print(__doc__)
         sys.exit(0)
-    if len(arguments) != 1 or not Path(arguments[0]).is_dir():
+    if len(arguments) == 1 and not Path(arguments[0]).is_dir():
+        print(f"fl_cmi: RUN_DIR={arguments[0]}: the folder of a finished run", file=sys.stderr)
+        sys.exit(2)
+    if len(arguments) != 1:
         print("fl_cmi: usage: python -m fl_cmi.verify RUN_DIR, the folder of a finished run", file=sys.stderr)
         sys.exit(2)
     found = list(findings(Path(arguments[0])))

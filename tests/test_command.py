@@ -22,7 +22,10 @@ MISTAKES = {
     "--seed=1": "--seed=1: ",
     "--multirn": "--multirn: ",
     "+nonsense=1": "+nonsense=1: a key of the configuration",
-    "nonsense=1": "Could not override 'nonsense'. python -m",
+    "nonsense=1": "nonsense=1: no such key; there are ",
+    "data.rooot=/x": "data.rooot=/x: no such key; there are ",
+    "data.root=~/x": "data.root=~/x: a value that Hydra's grammar knows, or one in quotes: \"data.root='...'\"",
+    "data.side=[1": "data.side=[1: a value that Hydra's grammar knows",
     "synthesizer._target_=no.Such": "synthesizer._target_=no.Such: ",
     "synthesizer.inversion._target_=fl_cmi.types": "synthesizer.inversion._target_=fl_cmi.types: ",
 }
@@ -44,6 +47,14 @@ def test_a_mistake_is_one_line_in_every_program(
     assert MISTAKES[mistake] in said
     assert "search path" not in said and "append" not in said
     assert list(folder.iterdir()) == []
+
+
+def test_a_run_wants_a_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "file").touch()
+    assert call_main(fl_cmi.simulate.main, monkeypatch, "hydra.run.dir=file") == 2
+    assert complaint(capsys.readouterr().err).startswith("fl_cmi: hydra.run.dir=file: a folder")
 
 
 WHOLE_KEYS = {

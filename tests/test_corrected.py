@@ -259,7 +259,7 @@ def test_mistakes_are_named() -> None:
         with pytest.raises(ConfigError, match=r"^local\.clip=1\.0: null"):
             method.check(clipped)
         method.check(local())
-    with pytest.raises(ConfigError, match=r"^local\.prior_correction=True"):
+    with pytest.raises(ConfigError, match=r"^local\.prior_correction=true"):
         ControlVariates(1).check(corrected)
     with pytest.raises(ConfigError, match=r"^strategy\.client\.option=3"):
         ControlVariates(3)  # type: ignore[arg-type]

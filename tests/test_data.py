@@ -421,7 +421,7 @@ def test_a_failed_download_is_one_line(
         raise error
 
     monkeypatch.setattr("torchvision.datasets.utils.download_and_extract_archive", fail)
-    with pytest.raises(ConfigError, match=r"^data\.download=True: could not fetch cifar-10") as caught:
+    with pytest.raises(ConfigError, match=r"^data\.download=true: could not fetch cifar-10") as caught:
         cifar.cifar10(str(tmp_path), download=True)
     assert "\n" not in str(caught.value)
 

@@ -124,6 +124,6 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(ConfigError, match=r"^strategy\.client\.weight=-1"):
         LabelLogits(weight=-1)
     secretive = replace(Federation(Sharing(), full_batches()).server, share_label_counts=False)
-    with pytest.raises(ConfigError, match=r"^strategy\.client\.share_counts=True: false"):
+    with pytest.raises(ConfigError, match=r"^strategy\.client\.share_counts=true: false"):
         FedDistill(LabelLogits(share_counts=True), secretive)
     FedDistill(LabelLogits(), secretive)

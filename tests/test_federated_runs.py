@@ -116,7 +116,7 @@ def test_mixed_architectures_are_refused_where_models_are_averaged(tmp_path: Pat
         simulate(tmp_path / "run", "strategy=fed_cmi", "buffers=average")
     with pytest.raises(ConfigError, match=r"^local\.start=scratch: broadcast"):
         simulate(tmp_path / "run", "strategy=fedgen", "local.start=scratch")
-    with pytest.raises(ConfigError, match=r"^share_label_counts=False: true"):
+    with pytest.raises(ConfigError, match=r"^share_label_counts=false: true"):
         simulate(tmp_path / "run", "strategy=fedgen", "share_label_counts=false")
     with pytest.raises(ConfigError, match=r"^own_tests=3: true or false"):
         simulate(tmp_path / "run", "own_tests=3")

@@ -126,7 +126,7 @@ def test_a_pass_over_the_pool_grows_with_it(tmp_path: Path) -> None:
     metrics, *_ = run(tmp_path, GrowPool(epochs=3, batches=1, steps=None))
     assert metrics["teacher-passes"] == 3 * (3 * (2 * 2 + 1) + (2 + 3 + 5))
     for name in ("epochs", "warmup"):
-        with pytest.raises(ConfigError, match=f"schedule.{name}=None"):
+        with pytest.raises(ConfigError, match=f"schedule.{name}=null"):
             GrowPool(**{name: None})  # type: ignore[arg-type]
 
 
