@@ -117,7 +117,8 @@ def run(arguments: Sequence[str] | None = None, launch: Launch | None = None) ->
     parser.add_argument("--attacks", nargs="+", choices=ATTACKS, metavar="ATTACK")
     parser.add_argument("--numbers", nargs="+", type=int, metavar="BAD")
     parser.add_argument("--quick", action="store_true", help="digits and a few minutes")
-    own, rest = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
+    typed = sys.argv[1:] if arguments is None else arguments
+    own, rest = parser.parse_known_args(typed)
     if not all(0 <= number <= CLIENTS for number in own.numbers or ()):
         parser.error(f"--numbers: 0 to {CLIENTS} bad clients")
     few = ("by_class_counts", "trimmed_probs", "agreement_weighted")
@@ -130,7 +131,7 @@ def run(arguments: Sequence[str] | None = None, launch: Launch | None = None) ->
     if own.quick:
         rest = ["--out", "outputs/attacks-quick", *rest]
         launch = in_process if launch is None else launch
-    code = main(study, rest, launch)
+    code = main(study, rest, launch, [parser], typed)
     options = options_of(study, rest)
     results = Path(options.out) / "results.csv"
     if not options.dry_run and code != 2 and results.is_file():

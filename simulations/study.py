@@ -8,7 +8,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fl_cmi.compose import compose_config
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from fl_cmi.checks import check
+from fl_cmi.command import check_arguments
+from fl_cmi.compose import compose_config, config_folder
+from fl_cmi.types import ConfigError
 from simulations.estimate import estimate
 from simulations.federated import Method
 from simulations.known import add_option, covered
@@ -97,13 +103,20 @@ def has_alpha(partition: str) -> bool:
     return "alpha" in compose_config([f"partition={partition}"])["partition"]
 
 
-def options_of(study: Study, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog=f"python -m {study.program}", description=study.description)
+def options_of(
+    study: Study, arguments: Sequence[str] | None, more: Sequence[argparse.ArgumentParser] = ()
+) -> argparse.Namespace:
+    """The command line; `more` has options of the program's own, for its help."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {study.program}", description=study.description, parents=list(more)
+    )
     parser.add_argument("overrides", nargs="*", help="Hydra overrides for all runs, after --")
     names, chosen = list(study.methods), list(study.chosen or study.methods)
     parser.add_argument("--methods", nargs="+", choices=names, default=chosen, metavar="METHOD")
-    parser.add_argument("--partitions", nargs="+", default=list(study.partitions), metavar="PARTITION")
+    known = sorted(path.stem for path in (config_folder() / "partition").glob("*.yaml"))
+    parser.add_argument(
+        "--partitions", nargs="+", choices=known, default=list(study.partitions), metavar="PARTITION"
+    )
     parser.add_argument("--alphas", nargs="+", type=float, default=list(study.alphas), metavar="ALPHA")
     parser.add_argument("--clients", nargs="+", type=int, default=list(study.clients), metavar="CLIENTS")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="for all alphas")
@@ -121,12 +134,42 @@ def options_of(study: Study, arguments: Sequence[str] | None) -> argparse.Namesp
     options.threads = options.threads or max(1, cores() // options.jobs)
     if options.jobs > 1 and options.jobs * options.threads > cores():
         parser.error(f"{options.jobs} jobs of {options.threads} threads on {cores()} cores")
+    if (mistake := mistake_of(study, options)) is not None:
+        parser.error(mistake)
     return options
 
 
-def main(study: Study, arguments: Sequence[str] | None = None, run: Launch | None = None) -> int:
-    """Run what is missing and write tables and plots; 1 if a run failed, 2 if another is at work, else 0."""
-    options = options_of(study, arguments)
+def mistake_of(study: Study, options: argparse.Namespace) -> str | None:
+    """What is wrong with the overrides, if no method takes them; what one of them does not take, its run tells."""
+    said = None
+    for name in options.methods if options.overrides else ():
+        try:
+            check_arguments(options.overrides)
+            check(compose_config([*study.setting, *study.methods[name].overrides, *options.overrides]))
+        except (ConfigError, HydraException, OmegaConfBaseException) as error:
+            said = " ".join(str(error).split())
+        else:
+            return None
+    return said
+
+
+def main(
+    study: Study,
+    arguments: Sequence[str] | None = None,
+    run: Launch | None = None,
+    more: Sequence[argparse.ArgumentParser] = (),
+    typed: Sequence[str] | None = None,
+) -> int:
+    """Run what is missing and write tables and plots; 1 if a run failed, 2 if another is at work, else 0.
+
+    Args:
+        study: The benchmark.
+        arguments: Of the command line; None: this process's.
+        run: Runs a cell; None: in a process of its own.
+        more: Options of the program's own, for its help.
+        typed: What the tables tell of the command line, where the arguments are not all of it.
+    """
+    options = options_of(study, arguments, more)
 
     def seconds(cell: Cell) -> float:
         return seconds_of(study, options, str(cell.where["method"]))
@@ -140,8 +183,8 @@ def main(study: Study, arguments: Sequence[str] | None = None, run: Launch | Non
             print(shlex.join(cell.command))
         print(f"\n{estimate(cells, options.jobs)}")
         return 0
-    typed = sys.argv[1:] if arguments is None else arguments
-    command = shlex.join(["python", "-m", study.program, *typed])
+    given = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join(["python", "-m", study.program, *(given if typed is None else typed)])
 
     def tell(results: list[tuple[Cell, Result]]) -> str:
         return write_results(options.out, command, results, options.known)

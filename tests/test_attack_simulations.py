@@ -40,6 +40,9 @@ def test_a_dry_run_prints_commands_and_runs_nothing(
     assert "data=digits" in lines[0]
     assert "attacks=scaled" in lines[1]
     assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit):
+        run(["--help"], never)
+    assert "--rules" in capsys.readouterr().out
 
 
 TINY = ["data=synthetic", "model.width=2", "num_clients=3", "local.epochs=1", "schedule.epochs=1"]
@@ -59,6 +62,7 @@ def test_runs_end_in_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert table in capsys.readouterr().out
     assert table.count("| rule | none | scaled 1 |") == 2
     assert table.count("| agreement_weighted | ") == 2
+    assert f"simulations.attacks {' '.join(chosen)}" in (tmp_path / "table.md").read_text(encoding="utf-8")
 
 
 def test_the_table_has_means_and_gaps() -> None:

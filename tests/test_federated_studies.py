@@ -383,6 +383,25 @@ def test_a_configuration_that_does_not_compose_is_a_failure(tmp_path: Path) -> N
     assert set(METHODS) >= {"feddf", "fedgen", "scaffold"}
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--partitions", "nope"], "invalid choice: 'nope'"),
+        (["--", "backend=loca"], "backend=loca: one of flower, local, ray"),
+        (["--", "rounds=0"], "rounds=0: an integer >= 1"),
+        (["--", "nonsense=1"], "nonsense"),
+    ],
+)
+def test_mistakes_are_told_before_anything_runs(
+    given: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(TINY, ["--out", str(tmp_path / "out"), *given], Here())
+    assert error.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_rounds_that_are_known_keep_their_course(tmp_path: Path) -> None:
     def run(out: str, *options: str) -> list[dict[str, str]]:
         arguments = [
