@@ -12,10 +12,14 @@ from fl_cmi.flower.strategies import FedCmi
 from fl_cmi.sides import ServerSide
 from fl_cmi.types import ConfigError, State
 
-__all__ = ["check_last_step", "last_step"]
+__all__ = ["LastStepFailure", "check_last_step", "failure_of", "last_step"]
 
 BATCHES = 20
 """Of calibration, 256 images each."""
+
+
+class LastStepFailure(RuntimeError):  # noqa: N818 - like those of clients
+    """The last step failed; all that the run did before is written, and it counts as finished."""
 
 
 def check_last_step(compressor: Compressor, side: ServerSide, strategy: Any) -> None:
@@ -29,7 +33,9 @@ def check_last_step(compressor: Compressor, side: ServerSide, strategy: Any) -> 
 def last_step(
     compressor: Compressor, augment: Augment, student: State, side: ServerSide, pool: Pool, run_dir: Path
 ) -> dict[str, Any]:
-    """Compress the global model by calibration alone; what came of it, for the summary.
+    """Compress the global model by calibration alone; what came of it, for the summary: at worst `failure`, the reason.
+
+    No mistake here may cost the federation before it, which a resumed run could only lead to the same mistake again.
 
     Args:
         compressor: Makes the small model.
@@ -38,11 +44,31 @@ def last_step(
         side: What the server knows.
         pool: Synthetic images.
         run_dir: Where the small model is written.
+
+    Raises:
+        OSError: Of the system, such as a full disk; then the run can go on from its checkpoint.
     """
     model = side.student()
     model.load_state_dict(student)
     stage = Stage(
         compressor, Calibration(BATCHES, augment=augment), side.task, side.test, side.seed, side.device
     )
-    with side.progress.phase("compression"):
-        return stage(alone(model).to(side.device), pool, run_dir)
+    try:
+        with side.progress.phase("compression"):
+            return stage(alone(model).to(side.device), pool, run_dir)
+    except OSError:
+        raise
+    except Exception as error:  # whatever it is, libraries' own ones included
+        said = (str(error).strip() or "no reason given").splitlines()[0]
+        return {"failure": said if isinstance(error, ConfigError) else f"{type(error).__name__}: {said}"}
+
+
+def failure_of(summary: dict[str, Any], run_dir: Path) -> LastStepFailure | None:
+    """What a run whose last step failed says at its end."""
+    reason = summary.get("compressed", {}).get("failure")
+    if reason is None:
+        return None
+    again = f"python -m fl_cmi.compress run_dir={run_dir} calibration=pool"
+    return LastStepFailure(
+        f"compression: {reason}; the run before it is finished, student and pool are in {run_dir}, for {again}"
+    )

@@ -38,7 +38,7 @@ from fl_cmi.flower.scores import Scores
 from fl_cmi.flower.server import serve
 from fl_cmi.flower.strategies import FedCmi, one_architecture
 from fl_cmi.flower.teacher_cache import TeacherCache
-from fl_cmi.last_step import check_last_step, last_step
+from fl_cmi.last_step import LastStepFailure, check_last_step, failure_of, last_step
 from fl_cmi.measures import measure_pool
 from fl_cmi.memory import keep_freed_memory
 from fl_cmi.partition import Partition, client_tests
@@ -70,6 +70,7 @@ def run(
     Raises:
         ConfigError: For a user's mistake, before any client trains and before anything is written.
         ClientFailure: If a client failed and the policy is `fail`.
+        LastStepFailure: If compression failed, when all else is written.
     """
     check(config)
     keep_freed_memory()
@@ -156,7 +157,8 @@ def carry_on(
     if compressor is not None and pool is not None:
         augment = build(config["augment"], "augment")
         summary["compressed"] = last_step(compressor, augment, outcome.student, side, pool, run_dir)
-    if config["save_pool"] and pool is not None:
+    failure = failure_of(summary, run_dir)
+    if pool is not None and (config["save_pool"] or failure is not None):
         save_state(pool.tensors(), run_dir / "pool.safetensors")
     partition_heatmap(counts, data.class_names, run_dir / "partition.png")
     write_results(
@@ -169,6 +171,8 @@ def carry_on(
     )
     write_integrity(run_dir)
     checkpoints.close()
+    if failure is not None:
+        raise failure
     return summary
 
 
@@ -279,7 +283,8 @@ def summarize(
 
 def job(config: DictConfig) -> float:
     """Hydra's task function."""
-    return carry_out(config, "simulate", run, print_summary, ClientFailure, BackendFailure, WorkerFailure)
+    failures = ClientFailure, BackendFailure, WorkerFailure, LastStepFailure
+    return carry_out(config, "simulate", run, print_summary, *failures)
 
 
 def main() -> None:

@@ -8,13 +8,17 @@ from typing import Any
 import hydra
 import pytest
 import torch
+from calling import call_main, complaint
 from hydra.core.global_hydra import GlobalHydra
 from rich.console import Console
 from safetensors.torch import load_file
 
+from fl_cmi.checkpoint.begin import differing
 from fl_cmi.compose import compose_config, config_folder, plain_config
 from fl_cmi.compress import adopted, main, run
+from fl_cmi.compression.low_bit import LowBit
 from fl_cmi.report.table import print_summary
+from fl_cmi.simulate import main as simulate_main
 from fl_cmi.simulate import run as simulate
 from fl_cmi.types import ConfigError
 from fl_cmi.verify import findings
@@ -72,6 +76,44 @@ def test_the_last_step_is_shown(finished: Path) -> None:
     assert line in console.export_text()
     page = (finished / "report.html").read_text(encoding="utf-8")
     assert line in page and "<h2>Compressed</h2>" in page
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ConfigError("calibration", 0, "at least one image"), "calibration=0: at least one image"),
+        (RuntimeError("shapes differ\nand more"), "RuntimeError: shapes differ"),
+    ],
+)
+def test_a_last_step_that_fails_costs_nothing_else(
+    error: Exception,
+    said: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(LowBit, "__call__", fail)
+    assert call_main(simulate_main, monkeypatch, *TINY, "compression=w4a8", "hydra.run.dir=run") == 1
+    line = complaint(capsys.readouterr().err)
+    assert line.startswith(f"fl_cmi: compression: {said}; the run before it is finished")
+    run_dir = folder / "run"
+    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    assert summary["compressed"] == {"failure": said}
+    assert not list(findings(run_dir))
+    names = {path.name for path in run_dir.iterdir()}
+    assert {"student.safetensors", "pool.safetensors", "report.html"} <= names
+    assert not {"checkpoint", "compressed.safetensors"} & names
+    assert f"failed: {said}" in (run_dir / "report.html").read_text(encoding="utf-8")
+    monkeypatch.undo()
+    compress(folder / "again", f"run_dir={run_dir}", *POOL, "calibration=pool")
+
+
+def test_a_run_may_go_on_without_its_last_step() -> None:
+    begun = compose_config([*TINY, "compression=w4a8"])
+    assert not differing(begun, compose_config([*TINY, "compression=none"]))
 
 
 def test_nothing_is_compressed_or_saved_unasked(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ Config = dict[str, Any]
 FOLDER = "checkpoint"
 """Within the run's folder."""
 
-FREE = ("resume", "checkpoint", "backend", "client_timeout", "teacher_cache", "save_pool")
-"""Keys that a run may go on with other values of: they do not change the result."""
+FREE = ("resume", "checkpoint", "backend", "client_timeout", "teacher_cache", "save_pool", "compression")
+"""Keys that a run may go on with other values of: they do not change the student."""
 
 
 def check_settings(config: Config) -> None:

@@ -13,7 +13,9 @@ __all__ = ["print_compression", "report_line"]
 
 
 def report_line(summary: dict[str, Any]) -> str:
-    """A line of bits, size and accuracy, such as `W4A8 simulated: 83.10 % -> 82.95 %, 97.2 kB -> 13.4 kB (7.3 x)`."""
+    """A line such as `W4A8 simulated: 83.10 % -> 82.95 %, 97.2 kB -> 13.4 kB (7.3 x)`, or why there is none."""
+    if "failure" in summary:
+        return f"failed: {summary['failure']}"
     bits, model, student = summary["compression"], summary["model"], summary["student"]
     how = "int8 kernels" if bits["executed"] else "simulated"
     how += ", fine-tuned" if bits["kd"] else ""
