@@ -83,6 +83,22 @@ def test_int8_needs_images() -> None:
 
 @pytest.mark.usefixtures("torchao")
 @pytest.mark.filterwarnings("ignore")
+def test_int8_needs_images_that_differ() -> None:
+    with pytest.raises(ConfigError, match=r"input of convs\.0 is 2 everywhere"):
+        Int8()(network().eval(), [torch.ones(4, *SHAPE)])
+
+
+@pytest.mark.usefixtures("torchao")
+@pytest.mark.filterwarnings("ignore")
+def test_large_batches_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fl_cmi.compression.int8.LARGEST_BATCH", 5)
+    model, whole, x = network().eval(), torch.cat(BATCHES), pixels(5, seed=7)
+    small = Int8()(model, [whole])
+    assert torch.equal(small(x), Int8()(model, whole.split(5))(x))
+
+
+@pytest.mark.usefixtures("torchao")
+@pytest.mark.filterwarnings("ignore")
 def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.pt2").write_text("text")
     with pytest.raises(ConfigError, match=r"int8\.pt2"):

@@ -6,6 +6,7 @@ torchao is imported only here, when it is asked for: `pip install 'fl_cmi[compre
 import copy
 import importlib
 import io
+import itertools
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from fl_cmi.compression.calibration import measure_ranges
 from fl_cmi.compression.onnx_export import save_onnx
 from fl_cmi.files import whole
 from fl_cmi.types import ConfigError, Shape
@@ -25,7 +27,7 @@ from fl_cmi.types import ConfigError, Shape
 __all__ = ["Executable", "Int8", "load_int8"]
 
 LARGEST_BATCH = 4096
-"""Of the exported graph; larger batches are split by whoever calls it."""
+"""Of the exported graph; larger batches are split."""
 
 
 class Int8:
@@ -53,11 +55,15 @@ class Int8:
     def __call__(
         self, model: nn.Module, batches: Iterable[Float[Tensor, "_ channels height width"]]
     ) -> nn.Module:
-        """Export, observe, convert."""
+        """Export, observe, convert.
+
+        Raises:
+            ConfigError: As `measure_ranges`: images that show nothing would leave a ruined model.
+        """
         self.check(model)
-        iterator: Iterator[Tensor] = iter(batches)
-        first = next(iterator, None)
-        if first is None or not len(first):
+        pieces = (piece for x in batches for piece in x.split(LARGEST_BATCH) if len(piece))
+        first = next(pieces, None)
+        if first is None:
             raise ConfigError("calibration", 0, "at least one image to calibrate on")
         with torch.no_grad(), quiet():
             pt2e = importlib.import_module("torchao.quantization.pt2e.quantize_pt2e")
@@ -68,9 +74,13 @@ class Int8:
             example = first[:1].cpu().repeat(2, 1, 1, 1)
             graph = exported(copy.deepcopy(model).cpu().eval(), example).module()
             observed = pt2e.prepare_pt2e(graph, quantizer)
-            observed(first.cpu())
-            for x in iterator:
-                observed(x.cpu())
+
+            def shown() -> Iterator[Tensor]:
+                for x in itertools.chain([first], pieces):
+                    observed(x.cpu())
+                    yield x
+
+            measure_ranges(model, shown())
             converted = pt2e.convert_pt2e(observed)
         return pruned(converted)
 
