@@ -1,8 +1,13 @@
 """int8 that is executed; needs the extra `compression`, which says so where it is missing."""
 
+import io
+import json
 import sys
+import zipfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -126,3 +131,101 @@ def test_int8_as_onnx_keeps_its_integers(tmp_path: Path) -> None:
         save_onnx(small, SHAPE, tmp_path / "strict.onnx", tolerance=-1.0)
     assert save_onnx(model, SHAPE, tmp_path / "float.onnx") < 1e-4
     assert (tmp_path / "float.onnx").stat().st_size > 2.5 * (tmp_path / "int8.onnx").stat().st_size
+
+
+class Spy:
+    """Tells when it is unpickled."""
+
+    def __init__(self, told: Path) -> None:
+        self.told = told
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.told.touch, ()
+
+
+def graph_with(old: str, new: str) -> Callable[[dict[str, bytes], bytes], None]:
+    def change(files: dict[str, bytes], spy: bytes) -> None:
+        graph = files["archive/models/model.json"]
+        assert old.encode() in graph
+        files["archive/models/model.json"] = graph.replace(old.encode(), new.encode(), 1)
+
+    return change
+
+
+def pickled_inputs(files: dict[str, bytes], spy: bytes) -> None:
+    files["archive/data/sample_inputs/model.pt"] = spy
+
+
+def legacy_weights(files: dict[str, bytes], spy: bytes) -> None:
+    files["archive/data/weights/model.pt"] = spy
+
+
+def pickled_tensor(kind: str) -> Callable[[dict[str, bytes], bytes], None]:
+    def change(files: dict[str, bytes], spy: bytes) -> None:
+        name = f"archive/data/{kind}/model_{kind}_config.json"
+        config = json.loads(files[name])
+        first = next(iter(config["config"].values()))
+        first["use_pickle"] = True
+        files[name] = json.dumps(config).encode()
+        files[f"archive/data/{kind}/{first['path_name']}"] = spy
+
+    return change
+
+
+def opaque(files: dict[str, bytes], spy: bytes) -> None:
+    name = "archive/data/constants/model_constants_config.json"
+    config = json.loads(files[name])
+    config["config"]["spy"] = {
+        "path_name": "opaque_obj_0",
+        "is_param": False,
+        "use_pickle": True,
+        "tensor_meta": None,
+    }
+    files[name] = json.dumps(config).encode()
+    files["archive/data/constants/opaque_obj_0"] = spy
+
+
+SPOILED: dict[str, tuple[Callable[[dict[str, bytes], bytes], None], str]] = {
+    "inputs": (pickled_inputs, "pickled example inputs"),
+    "weights": (pickled_tensor("weights"), "a pickle, 'weight_0'"),
+    "constants": (pickled_tensor("constants"), "a pickle, 'tensor_0'"),
+    "legacy": (legacy_weights, "model.pt"),
+    "opaque": (opaque, "opaque_obj_0"),
+    "size": (graph_with("Symbol(", "__import__('os').getcwd("), "as expr_str"),
+    "operator": (graph_with("torch.ops.aten.relu_.default", "torch.serialization.os.getcwd"), "as target"),
+    "guard": (graph_with('"guards_code": []', '"guards_code": ["print(1)"]'), "guards_code"),
+    "name": (graph_with("p_classifier_bias", "p\\nprint(1)"), "print"),
+    "cut": (lambda files, spy: files.pop("archive/models/model.json") and None, "no graph"),
+}
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The entries of a file as it is written."""
+    pytest.importorskip("torchao")
+    compressor = Int8()
+    (path,) = compressor.save(compressor(network().eval(), BATCHES), tmp_path_factory.mktemp("honest"))
+    with zipfile.ZipFile(path) as archive:
+        return {entry.filename: archive.read(entry) for entry in archive.infolist()}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("spoiled", SPOILED)
+def test_files_that_would_execute_something_are_refused(
+    spoiled: str, honest: dict[str, bytes], tmp_path: Path
+) -> None:
+    path, told, spy = tmp_path / "int8.pt2", tmp_path / "told", io.BytesIO()
+    torch.save((Spy(told),), spy)
+    files = dict(honest)
+    SPOILED[spoiled][0](files, spy.getvalue())
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    with pytest.raises(ConfigError, match=SPOILED[spoiled][1]):
+        load_int8(path)
+    assert not told.exists()
+
+
+def test_a_file_tells_nothing_of_the_machine(honest: dict[str, bytes]) -> None:
+    assert b"/" not in honest["archive/models/model.json"]
+    assert honest["archive/data/sample_inputs/model.pt"] == b""

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from fl_cmi.compression import archive
 from fl_cmi.compression.calibration import measure_ranges
 from fl_cmi.compression.onnx_export import save_onnx
 from fl_cmi.files import whole
@@ -153,29 +154,29 @@ def image_shape(graph: nn.Module) -> Shape:
 
 
 def save_int8(graph: nn.Module, shape: Shape, path: Path) -> None:
-    """Write an exported graph, deflated and without example images; `torch.export.load` reads it."""
+    """Write an exported graph, deflated, without example images and machine paths; `torch.export.load` reads it."""
     with torch.no_grad(), quiet():
         program = exported(graph, torch.zeros(2, *shape))
-        program._example_inputs = None
+        program._example_inputs = None  # they would be pickled
         raw = io.BytesIO()
         torch.export.save(program, raw)
-    with (
-        whole(path) as draft,
-        zipfile.ZipFile(raw) as stored,
-        zipfile.ZipFile(draft, "w", zipfile.ZIP_DEFLATED) as packed,
-    ):
-        for entry in stored.infolist():
-            packed.writestr(entry.filename, stored.read(entry))
+    with whole(path) as draft, zipfile.ZipFile(raw) as stored:
+        archive.pack(archive.unpack(stored), draft)
 
 
 def load_int8(path: Path) -> nn.Module:
-    """The graph that `Int8` wrote; `Executable` runs it."""
+    """The graph that `Int8` wrote; `Executable` runs it. Nothing in the file is unpickled or executed.
+
+    Raises:
+        ConfigError: It is another file, a damaged one, or one that would have to be trusted.
+    """
     require("torchao", "compression=int8")  # defines the operators
     try:
-        with quiet():
-            return torch.export.load(path).module()
-    except (OSError, RuntimeError, zipfile.BadZipFile) as error:
-        raise ConfigError("checkpoint", path, f"an int8.pt2 of compression=int8 ({error})") from error
+        with quiet(), zipfile.ZipFile(path) as stored:
+            return torch.export.load(archive.checked(archive.unpack(stored))).module()
+    except Exception as error:  # PyTorch has many for what does not fit together
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError("checkpoint", path, f"an int8.pt2 of compression=int8 ({said})") from error
 
 
 class Executable:
