@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from fl_cmi.checkpoint.begin import is_begun
 from fl_cmi.checks import check_integer, check_truth, pick_device
 from fl_cmi.command import carry_out, command_line
 from fl_cmi.compose import Config, build, dataset, make_model, task
@@ -45,6 +46,8 @@ def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, 
         FloatingPointError: If a loss is not finite.
     """
     start = time.perf_counter()
+    if is_begun(run_dir):
+        raise ConfigError("hydra.run.dir", run_dir, "a folder without a run; its summary would be lost")
     check(config)
     progress = Progress()
     torch.set_num_threads(config["threads"] or os.cpu_count() or 1)

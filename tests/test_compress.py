@@ -111,6 +111,26 @@ def test_a_last_step_that_fails_costs_nothing_else(
     compress(folder / "again", f"run_dir={run_dir}", *POOL, "calibration=pool")
 
 
+@pytest.mark.parametrize("left", ["summary.json", "integrity.json", "checkpoint/0.json"])
+def test_the_folder_of_another_run_is_refused(
+    left: str,
+    finished: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    there = folder / "there" / left
+    there.parent.mkdir(parents=True)
+    there.write_text("{}")
+    given = [f"run_dir={finished}", *POOL, "calibration=pool", f"hydra.run.dir={folder}/there"]
+    assert call_main(main, monkeypatch, *given) == 2
+    assert complaint(capsys.readouterr().err).startswith(
+        f"fl_cmi: hydra.run.dir={folder}/there: a folder without"
+    )
+    assert there.read_text() == "{}"
+    assert not (folder / "there" / "compressed.safetensors").exists()
+
+
 def test_a_run_may_go_on_without_its_last_step() -> None:
     begun = compose_config([*TINY, "compression=w4a8"])
     assert not differing(begun, compose_config([*TINY, "compression=none"]))
