@@ -12,11 +12,15 @@ from calling import call_main, complaint
 from hydra.core.global_hydra import GlobalHydra
 from rich.console import Console
 from safetensors.torch import load_file
+from torch import nn
 
 from fl_cmi.checkpoint.begin import differing
-from fl_cmi.compose import compose_config, config_folder, plain_config
+from fl_cmi.compose import compose_config, config_folder, dataset, make_model, plain_config, task
 from fl_cmi.compress import adopted, main, run
+from fl_cmi.compression import packing
 from fl_cmi.compression.low_bit import LowBit
+from fl_cmi.compression.simulated import quantized_layers
+from fl_cmi.evaluate import accuracy, predict
 from fl_cmi.report.table import print_summary
 from fl_cmi.simulate import main as simulate_main
 from fl_cmi.simulate import run as simulate
@@ -109,6 +113,43 @@ def test_a_last_step_that_fails_costs_nothing_else(
     assert f"failed: {said}" in (run_dir / "report.html").read_text(encoding="utf-8")
     monkeypatch.undo()
     compress(folder / "again", f"run_dir={run_dir}", *POOL, "calibration=pool")
+
+
+def test_what_is_measured_is_what_was_written(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[nn.Module] = []
+    monkeypatch.setattr(LowBit, "predictor", lambda self, small: measured.append(small) or small)
+    compress(tmp_path, f"run_dir={finished}", *POOL, "calibration=pool")
+    (small,) = measured
+    layers = quantized_layers(small).values()
+    assert layers and all(layer.weight_bits is None for layer in layers), (
+        "on their levels, as a file has them"
+    )
+
+
+def test_a_broken_file_is_noticed_and_removed(
+    finished: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def save(self: LowBit, small: nn.Module, where: Path) -> list[Path]:
+        (where / "compressed.safetensors").write_text("broken")
+        return [where / "compressed.safetensors"]
+
+    monkeypatch.setattr(LowBit, "save", save)
+    (folder / "mine").touch()
+    given = [f"run_dir={finished}", *POOL, "calibration=pool", "hydra.run.dir=here"]
+    assert call_main(main, monkeypatch, *given) == 2
+    assert "compressed.safetensors: a readable .safetensors file" in complaint(capsys.readouterr().err)
+    assert [path.name for path in folder.iterdir()] == ["mine"]
+
+
+def test_the_readme_loads_what_was_written(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text(encoding="utf-8"))
+    data = dataset(summary["config"])
+    model = make_model(summary["config"]["model"], task(data), 0)
+    small = packing.load(finished / "compressed.safetensors", model)
+    found = accuracy(predict(small, data.test, torch.device("cpu")), data.test)
+    assert found == summary["compressed"]["student"]["accuracy_last"]
 
 
 @pytest.mark.parametrize("left", ["summary.json", "integrity.json", "checkpoint/0.json"])
@@ -269,7 +310,6 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 ) -> None:
     lenet = tmp_path_factory.mktemp("lenet") / "lenet.safetensors"
     if "LENET" in mistake:
-        from fl_cmi.compose import dataset, make_model, task
         from fl_cmi.report.folder import save_state
 
         config = config_of("data=synthetic", "model=lenet")

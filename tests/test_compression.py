@@ -1,11 +1,13 @@
 """From a trained model to one of few bits: ranges, layers, files, images and fine-tuning."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 import reference_compression as reference
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny import CLASSES, SHAPE, TASK, images, inversion, network, pixels, rng
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ from fl_cmi.compression.finetune import fine_tune
 from fl_cmi.compression.images import Real, Saved, Source, Synthesized
 from fl_cmi.compression.latency import latency_ms
 from fl_cmi.compression.low_bit import LowBit
-from fl_cmi.compression.packing import load, pack, save, size, unpack
+from fl_cmi.compression.packing import FORMAT, load, pack, save, size, unpack
 from fl_cmi.compression.quantizer import fake_quantize
 from fl_cmi.compression.simulated import fixed_statistics, quantized_layers
 from fl_cmi.compression.stage import alone
@@ -161,6 +163,45 @@ def test_files_of_other_models_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("text")
     with pytest.raises(ConfigError, match="readable"):
         load(tmp_path / "text", network())
+
+
+DAMAGES: dict[str, Callable[[dict[str, Tensor], dict[str, str]], None]] = {
+    "missing": lambda state, header: [state.pop("convs.1.codes")].clear(),
+    "more": lambda state, header: state.update(more=torch.zeros(1)),
+    "short": lambda state, header: state.update({"convs.1.codes": state["convs.1.codes"][:-1]}),
+    "type": lambda state, header: state.update({"convs.1.codes": state["convs.1.codes"].float()}),
+    "range": lambda state, header: state.update({"convs.1.weight_low": torch.zeros(1)}),
+    "nan": lambda state, header: [state["convs.1.weight_low"].fill_(torch.nan)].clear(),
+    "bits": lambda state, header: header.update({FORMAT: header[FORMAT].replace("[8, 8]", "[80, 8]", 1)}),
+    "no bits": lambda state, header: header.update({FORMAT: header[FORMAT].replace("[8, 8]", "null", 1)}),
+    "cut": lambda state, header: header.update({FORMAT: header[FORMAT][:-5]}),
+    "list": lambda state, header: header.update({FORMAT: '["convs.0", "convs.1", "convs.2", "classifier"]'}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_files_are_refused(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "small.safetensors"
+    save(LowBit()(wide(), BATCHES), path)
+    with safe_open(path, "pt") as file:
+        state, header = {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata())  # noqa: SIM118
+    DAMAGES[damage](state, header)
+    save_file(state, path, header)
+    with pytest.raises(
+        ConfigError, match=r"^checkpoint=.*: low-bit weights of a ConvNet of this size, but ."
+    ):
+        load(path, wide())
+
+
+def test_files_of_another_width_are_refused(tmp_path: Path) -> None:
+    save(LowBit()(network(width=8).eval(), BATCHES), tmp_path / "small.safetensors")
+    with pytest.raises(ConfigError, match="of this size, but ") as told:
+        load(tmp_path / "small.safetensors", wide())
+    assert "\n" not in str(told.value)
+    cut = (tmp_path / "small.safetensors").read_bytes()[:-9]
+    (tmp_path / "small.safetensors").write_bytes(cut)
+    with pytest.raises(ConfigError, match="readable"):
+        load(tmp_path / "small.safetensors", wide())
 
 
 def test_calibration_draws_and_augments() -> None:

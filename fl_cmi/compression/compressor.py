@@ -40,6 +40,18 @@ class Compressor(Protocol):
         """Write it; the first file is the one that counts."""
         ...
 
+    def load(self, path: Path, model: nn.Module) -> nn.Module:
+        """Read it back from that file.
+
+        Args:
+            path: The first file that `save` wrote.
+            model: What was compressed: it gives architecture and device, where a file has none.
+
+        Raises:
+            ConfigError: The file is damaged, or another one.
+        """
+        ...
+
     def describe(self, small: nn.Module) -> dict[str, Any]:
         """Bits, for the summary."""
         ...

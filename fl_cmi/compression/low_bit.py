@@ -83,6 +83,10 @@ class LowBit:
         packing.save(small, path)
         return [path]
 
+    def load(self, path: Path, model: nn.Module) -> nn.Module:
+        """With its weights on their levels."""
+        return packing.load(path, model)
+
     def describe(self, small: nn.Module) -> dict[str, Any]:
         """Bits, and what they come to."""
         taken = packing.size(small)

@@ -2,8 +2,11 @@
 
 import copy
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +18,7 @@ from torch import Tensor, nn
 from fl_cmi.compression.calibration import layers
 from fl_cmi.compression.quantizer import codes, from_codes
 from fl_cmi.compression.simulated import Quantized, quantized_layers
-from fl_cmi.files import whole
+from fl_cmi.files import check_header, whole
 from fl_cmi.types import ConfigError, State
 
 __all__ = ["load", "pack", "save", "size", "unpack", "Size"]
@@ -99,23 +102,39 @@ def load(path: Path, model: nn.Module) -> nn.Module:
     """The saved low-bit network: a copy of `model`, which gives the architecture, with its weights on their levels.
 
     Raises:
-        ConfigError: The file is no low-bit network, or one of another architecture.
+        ConfigError: The file is no low-bit network, a damaged one, or one of another architecture.
     """
     try:
+        check_header(path)
         with safe_open(path, framework="pt") as file:
             header, state = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise ConfigError("checkpoint", path, f"a readable .safetensors file ({error})") from error
+    try:
+        return rebuilt(model, header, state)
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        name = type(model).__name__
+        reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise ConfigError(
+            "checkpoint", path, f"low-bit weights of a {name} of this size, but {reason}"
+        ) from error
+
+
+def rebuilt(model: nn.Module, header: Mapping[str, str], state: State) -> nn.Module:
+    """A copy of `model` with the weights of a file.
+
+    Raises:
+        ValueError: They are damaged, or do not fit; other exceptions of JSON and PyTorch as well.
+    """
     made = copy.deepcopy(model)
     bits_of = json.loads(header.get(FORMAT, "{}"))
     if set(bits_of) != set(layers(made)):
-        raise ConfigError("checkpoint", path, f"low-bit weights of a {type(model).__name__}")
+        raise ValueError("its quantized layers are others")
+    for name, value in state.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{name} is not finite")
     for name, layer in layers(made).items():
-        weight_bits, activation_bits = bits_of[name]
-        shape = (-1, *(1,) * (layer.weight.ndim - 1))
-        low, high = (state.pop(f"{name}.weight_{end}").view(shape) for end in ("low", "high"))
-        levels = unpack(state.pop(f"{name}.codes"), weight_bits, tuple(layer.weight.shape))
-        state[f"{name}.layer.weight"] = from_codes(levels, low, high, weight_bits)
+        state[f"{name}.layer.weight"], activation_bits = weight_of(name, layer, bits_of[name], state)
         if layer.bias is not None:
             state[f"{name}.layer.bias"] = state.pop(f"{name}.bias")
         made.set_submodule(
@@ -123,3 +142,17 @@ def load(path: Path, model: nn.Module) -> nn.Module:
         )
     made.load_state_dict(state)
     return made
+
+
+def weight_of(name: str, layer: nn.Conv2d | nn.Linear, bits: Any, state: State) -> tuple[Tensor, int]:
+    """A layer's weight, whose parts are taken out of `state`, and the bits of its input."""
+    if not isinstance(bits, list) or len(bits) != 2 or any(b not in range(1, 9) for b in bits):
+        raise ValueError(f"{name} has {bits} for bits of weight and input")
+    shape = tuple(layer.weight.shape)
+    packed, low, high = (state.pop(f"{name}.{part}") for part in ("codes", "weight_low", "weight_high"))
+    if packed.dtype != torch.uint8 or packed.shape != (-(-math.prod(shape) * bits[0] // 8),):
+        raise ValueError(f"{name}.codes are not {math.prod(shape):,} numbers of {bits[0]} bits")
+    if {low.shape, high.shape} != {shape[:1]} or {low.dtype, high.dtype} != {torch.float32}:
+        raise ValueError(f"{name} has no range for each of its {shape[0]} channels")
+    each = (-1, *(1,) * (len(shape) - 1))
+    return from_codes(unpack(packed, bits[0], shape), low.view(each), high.view(each), bits[0]), bits[1]

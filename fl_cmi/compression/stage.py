@@ -1,8 +1,10 @@
 """Compress one model: images, calibration, fine-tuning, and what came of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from fl_cmi.compression.latency import latency_ms
 from fl_cmi.distillation.distiller import Distiller
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.evaluate import accuracy, predict
+from fl_cmi.files import settle
 from fl_cmi.rng import stream
 from fl_cmi.types import Images, Task, Teacher
 
@@ -26,6 +29,16 @@ __all__ = ["FineTuning", "Stage", "alone"]
 def alone(model: nn.Module) -> Ensemble:
     """A model as its own teacher: an ensemble of one, of whose training images nothing is known."""
     return Ensemble([Teacher(0, 1, None, model)])
+
+
+@contextmanager
+def written(folder: Path) -> Iterator[Path]:
+    """A folder to write into: at the end its files are in `folder`; if anything fails, none is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".compressed", dir=folder) as name:
+        yield Path(name)
+        for draft in sorted(Path(name).iterdir()):
+            settle(draft, folder / draft.name)
 
 
 @dataclass(frozen=True)
@@ -68,25 +81,29 @@ class Stage:
     measure_latency: bool = True
 
     def __call__(self, teacher: Ensemble, pool: Pool, folder: Path) -> dict[str, Any]:
-        """Compress the one model of `teacher`, write it into `folder`, and measure.
+        """Compress the one model of `teacher`, write it into `folder`, and measure what was written, read back.
 
         Returns:
             `model`, `student`, `compression`, `drop` (accuracy lost) and `ratio` (of file sizes), for the summary.
+
+        Raises:
+            ConfigError: Of compressor, calibration and file; like any other exception, it leaves no file behind.
+            FloatingPointError: If the loss of fine-tuning is not finite.
         """
         model = teacher.models[0].eval()
         images = self.calibration.images(pool, self.stream("calibration"), self.device)
         small = self.compressor(model, images)
-        calibrated, loss = self.accuracy(self.compressor.predictor(small)), None
+        calibrated, loss = None, None
         if self.tuning is not None:
-            how = self.tuning
+            how, calibrated = self.tuning, self.accuracy(self.compressor.predictor(small))
             rng = self.stream("fine-tuning")
             loss = fine_tune(small, teacher, pool, how.distiller, how.steps, how.freeze_batch_norm, rng)
-        after = calibrated if loss is None else self.accuracy(self.compressor.predictor(small))
-        folder.mkdir(parents=True, exist_ok=True)
-        files = self.compressor.save(small, folder)
+        with written(folder) as draft:
+            files = self.compressor.save(small, draft)
+            predict = self.compressor.predictor(self.compressor.load(files[0], model))
+            taken, after = files[0].stat().st_size, self.accuracy(predict)
         before = self.accuracy(model)
         full = len(to_bytes({name: value.cpu().contiguous() for name, value in model.state_dict().items()}))
-        taken = files[0].stat().st_size
         return {
             "model": {
                 "architecture": type(model).__name__,
@@ -96,11 +113,11 @@ class Stage:
                 "latency_ms": self.latency(model.cpu()),
             },
             "student": {
-                "accuracy_calibrated": calibrated,
+                "accuracy_calibrated": after if calibrated is None else calibrated,
                 "accuracy_last": after,
                 "files": [path.name for path in files],
                 "bytes": taken,
-                "latency_ms": self.latency(self.compressor.predictor(small.cpu())),
+                "latency_ms": self.latency(predict.cpu() if isinstance(predict, nn.Module) else predict),
             },
             "compression": {
                 **self.compressor.describe(small),
