@@ -9,6 +9,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,15 @@ from fl_cmi.checkpoint.begin import is_begun
 from fl_cmi.checks import check_integer, check_truth, pick_device
 from fl_cmi.command import carry_out, command_line
 from fl_cmi.compose import Config, build, dataset, make_model, task
+from fl_cmi.compression.compressor import CompressionFailure
+from fl_cmi.compression.images import Synthesized
 from fl_cmi.compression.stage import FineTuning, Stage, alone
 from fl_cmi.data.dataset import Dataset
 from fl_cmi.memory import keep_freed_memory
 from fl_cmi.models.checkpoint import load_weights
 from fl_cmi.nodes import check_nodes
 from fl_cmi.report.compression import print_compression
-from fl_cmi.report.folder import save_state
+from fl_cmi.report.folder import save_state, saving_on_failure
 from fl_cmi.report.integrity import write_integrity
 from fl_cmi.report.progress import Progress
 from fl_cmi.report.summary import commit, versions, write_json
@@ -43,7 +46,8 @@ def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, 
 
     Raises:
         ConfigError: For a user's mistake, before anything is written.
-        FloatingPointError: If a loss is not finite.
+        FloatingPointError: If a loss is not finite; the images are kept.
+        CompressionFailure: If a library fails; the images are kept.
     """
     start = time.perf_counter()
     if is_begun(run_dir):
@@ -74,7 +78,10 @@ def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, 
         stage = Stage(compressor, calibrate, what, data.test, seed, device, tuning)
     with progress.phase("images"):
         pool = source(teacher, what, data.train, seed)
-    with progress.phase("compression"):
+    lasting = config["save_pool"] or isinstance(source, Synthesized)
+    failures = FloatingPointError, CompressionFailure
+    keeping = saving_on_failure(pool, run_dir, failures=failures) if lasting else nullcontext()
+    with progress.phase("compression"), keeping:
         measured = stage(teacher, pool, run_dir)
     summary = {
         **measured,
@@ -180,7 +187,7 @@ def prepared(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 def job(config: DictConfig) -> float:
     """Hydra's task function."""
-    return carry_out(config, "compress", run, print_compression, prepare=prepared)
+    return carry_out(config, "compress", run, print_compression, CompressionFailure, prepare=prepared)
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from fl_cmi.checkpoint.begin import differing
 from fl_cmi.compose import compose_config, config_folder, dataset, make_model, plain_config, task
 from fl_cmi.compress import adopted, main, run
 from fl_cmi.compression import packing
+from fl_cmi.compression.compressor import CompressionFailure, Written
 from fl_cmi.compression.low_bit import LowBit
 from fl_cmi.compression.simulated import quantized_layers
 from fl_cmi.evaluate import accuracy, predict
@@ -131,9 +132,9 @@ def test_what_is_measured_is_what_was_written(
 def test_a_broken_file_is_noticed_and_removed(
     finished: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def save(self: LowBit, small: nn.Module, where: Path) -> list[Path]:
+    def save(self: LowBit, small: nn.Module, where: Path) -> Written:
         (where / "compressed.safetensors").write_text("broken")
-        return [where / "compressed.safetensors"]
+        return Written([where / "compressed.safetensors"])
 
     monkeypatch.setattr(LowBit, "save", save)
     (folder / "mine").touch()
@@ -141,6 +142,39 @@ def test_a_broken_file_is_noticed_and_removed(
     assert call_main(main, monkeypatch, *given) == 2
     assert "compressed.safetensors: a readable .safetensors file" in complaint(capsys.readouterr().err)
     assert [path.name for path in folder.iterdir()] == ["mine"]
+
+
+NOISE = [
+    *(o for o in QUICK if o != "synthesizer.inversion.steps=2"),
+    "synthesizer=noise",
+    "hydra.run.dir=here",
+]
+
+
+def test_images_outlast_fine_tuning_that_diverges(
+    finished: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kd = ["kd=true", "steps=6", "distiller.batch_size=8", "distiller.optimizer.lr=1e30", "save_pool=true"]
+    assert call_main(main, monkeypatch, f"run_dir={finished}", *NOISE, *kd) == 1
+    line = complaint(capsys.readouterr().err)
+    assert line.endswith(f"the 40 images synthesized before are in {folder}/here/pool.safetensors")
+    assert len(load_file(folder / "here" / "pool.safetensors")["pixels"]) == 40
+    names = {path.name for path in (folder / "here").iterdir() if not path.name.endswith(".log")}
+    assert names == {".hydra", "pool.safetensors"}
+
+
+def test_a_library_that_fails_is_one_line(
+    finished: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def save(self: LowBit, small: nn.Module, where: Path) -> Written:
+        (where / "compressed.safetensors").write_text("first of two")
+        raise CompressionFailure("compression.onnx: too far")
+
+    monkeypatch.setattr(LowBit, "save", save)
+    assert call_main(main, monkeypatch, f"run_dir={finished}", *NOISE) == 1
+    assert complaint(capsys.readouterr().err).startswith("fl_cmi: compression.onnx: too far; the 40 images")
+    names = {path.name for path in (folder / "here").iterdir() if not path.name.endswith(".log")}
+    assert names == {".hydra", "pool.safetensors"}
 
 
 def test_the_readme_loads_what_was_written(finished: Path) -> None:

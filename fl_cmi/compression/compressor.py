@@ -1,13 +1,31 @@
 """What makes a small model of a large one."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["Compressor"]
+__all__ = ["CompressionFailure", "Compressor", "Written"]
+
+
+class CompressionFailure(RuntimeError):  # noqa: N818 - like those of clients
+    """A library could not make the small model, or made another one than it should; the message tells all."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a compressor wrote.
+
+    Args:
+        files: The first one counts.
+        measured: What it found out on the way, for the summary.
+    """
+
+    files: Sequence[Path]
+    measured: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Compressor(Protocol):
@@ -36,8 +54,12 @@ class Compressor(Protocol):
         """Logits of images in [0, 1], as the small model is run."""
         ...
 
-    def save(self, small: nn.Module, folder: Path) -> list[Path]:
-        """Write it; the first file is the one that counts."""
+    def save(self, small: nn.Module, folder: Path) -> Written:
+        """Write it.
+
+        Raises:
+            CompressionFailure: What was written is not the model.
+        """
         ...
 
     def load(self, path: Path, model: nn.Module) -> nn.Module:

@@ -21,6 +21,7 @@ from torch.fx import GraphModule
 
 from fl_cmi.compression import archive
 from fl_cmi.compression.calibration import measure_ranges
+from fl_cmi.compression.compressor import Written
 from fl_cmi.compression.onnx_export import save_onnx
 from fl_cmi.files import whole
 from fl_cmi.types import ConfigError, Shape
@@ -89,15 +90,14 @@ class Int8:
         """The graph with oneDNN's int8 kernels."""
         return Executable(small)
 
-    def save(self, small: nn.Module, folder: Path) -> list[Path]:
-        """`int8.pt2` and, where wanted, `int8.onnx`."""
-        paths = [folder / "int8.pt2"]
-        shape = image_shape(small)
-        save_int8(small, shape, paths[0])
-        if self.onnx:
-            paths.append(folder / "int8.onnx")
-            save_onnx(small, shape, paths[1], tolerance=0.1)
-        return paths
+    def save(self, small: nn.Module, folder: Path) -> Written:
+        """`int8.pt2` and, where wanted, `int8.onnx`, with `onnx_distance` as `save_onnx` returns it."""
+        path, shape = folder / "int8.pt2", image_shape(small)
+        save_int8(small, shape, path)
+        if not self.onnx:
+            return Written([path])
+        distance = save_onnx(small, shape, folder / "int8.onnx", tolerance=0.1)
+        return Written([path, folder / "int8.onnx"], {"onnx_distance": distance})
 
     def load(self, path: Path, model: nn.Module) -> nn.Module:
         """The graph, whatever the model."""

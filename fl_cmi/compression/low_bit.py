@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fl_cmi.compression import packing
 from fl_cmi.compression.calibration import Range, layers, measure_ranges
+from fl_cmi.compression.compressor import Written
 from fl_cmi.compression.simulated import Quantized
 from fl_cmi.types import ConfigError
 
@@ -77,11 +78,11 @@ class LowBit:
         """The simulation itself."""
         return small
 
-    def save(self, small: nn.Module, folder: Path) -> list[Path]:
+    def save(self, small: nn.Module, folder: Path) -> Written:
         """`compressed.safetensors` with packed weights."""
         path = folder / "compressed.safetensors"
         packing.save(small, path)
-        return [path]
+        return Written([path])
 
     def load(self, path: Path, model: nn.Module) -> nn.Module:
         """With its weights on their levels."""

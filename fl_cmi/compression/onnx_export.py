@@ -5,8 +5,9 @@ import warnings
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from fl_cmi.compression.compressor import CompressionFailure
 from fl_cmi.files import whole
 from fl_cmi.types import Shape
 
@@ -29,29 +30,44 @@ def save_onnx(model: nn.Module, shape: Shape, path: Path, tolerance: float = 1e-
         The largest distance of logits, as a share of the largest of them.
 
     Raises:
-        RuntimeError: If that is more than `tolerance`.
+        CompressionFailure: If that is more than `tolerance`, or the file cannot be made or run.
     """
-    runtime = importlib.import_module("onnxruntime")
     batch = torch.export.Dim("batch", min=1, max=4096)
     x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
     with whole(path) as draft:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.onnx.export(
-                model,
-                (x,),
-                draft,
-                dynamo=True,
-                dynamic_shapes=({0: batch},),
-                input_names=["images"],
-                output_names=["logits"],
-                external_data=False,
-                verbose=False,
-            )
+            try:
+                torch.onnx.export(
+                    model,
+                    (x,),
+                    draft,
+                    dynamo=True,
+                    dynamic_shapes=({0: batch},),
+                    input_names=["images"],
+                    output_names=["logits"],
+                    external_data=False,
+                    verbose=False,
+                )
+                found = answers(draft, x)
+            except OSError:
+                raise  # of the system: a full disk
+            except Exception as error:  # both libraries have exceptions of their own
+                said = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise CompressionFailure(f"compression.onnx: no ONNX file of this model ({said})") from error
             expected = model(x)
-        session = runtime.InferenceSession(str(draft), providers=["CPUExecutionProvider"])
-        (found,) = session.run(None, {"images": x.numpy()})
-        distance = float((torch.from_numpy(found) - expected).abs().max() / expected.abs().max())
-        if distance > tolerance:
-            raise RuntimeError(f"onnxruntime's logits are {distance:.1e} of the largest away from PyTorch's")
+        distance = float((found - expected).abs().max() / expected.abs().max())
+        if not distance <= tolerance:
+            raise CompressionFailure(
+                f"compression.onnx: onnxruntime's logits are {distance:.1e} of the largest away from PyTorch's,"
+                f" more than {tolerance:g}"
+            )
     return distance
+
+
+def answers(path: Path, x: Tensor) -> Tensor:
+    """Logits by onnxruntime."""
+    runtime = importlib.import_module("onnxruntime")
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"images": x.numpy()})
+    return torch.from_numpy(found)

@@ -88,6 +88,7 @@ class Stage:
 
         Raises:
             ConfigError: Of compressor, calibration and file; like any other exception, it leaves no file behind.
+            CompressionFailure: Of the compressor.
             FloatingPointError: If the loss of fine-tuning is not finite.
         """
         model = teacher.models[0].eval()
@@ -99,9 +100,10 @@ class Stage:
             rng = self.stream("fine-tuning")
             loss = fine_tune(small, teacher, pool, how.distiller, how.steps, how.freeze_batch_norm, rng)
         with written(folder) as draft:
-            files = self.compressor.save(small, draft)
-            predict = self.compressor.predictor(self.compressor.load(files[0], model))
-            taken, after = files[0].stat().st_size, self.accuracy(predict)
+            saved = self.compressor.save(small, draft)
+            first = saved.files[0]
+            predict = self.compressor.predictor(self.compressor.load(first, model))
+            taken, after = first.stat().st_size, self.accuracy(predict)
         before = self.accuracy(model)
         full = len(to_bytes({name: value.cpu().contiguous() for name, value in model.state_dict().items()}))
         return {
@@ -115,12 +117,13 @@ class Stage:
             "student": {
                 "accuracy_calibrated": after if calibrated is None else calibrated,
                 "accuracy_last": after,
-                "files": [path.name for path in files],
+                "files": [path.name for path in saved.files],
                 "bytes": taken,
                 "latency_ms": self.latency(predict.cpu() if isinstance(predict, nn.Module) else predict),
             },
             "compression": {
                 **self.compressor.describe(small),
+                **saved.measured,
                 "executed": self.compressor.executed,
                 "kd": None if self.tuning is None else {"steps": self.tuning.steps, "loss": loss},
             },

@@ -24,22 +24,29 @@ def save_state(state: State, path: Path) -> None:
 
 
 @contextmanager
-def saving_on_failure(pool: Pool | None, run_dir: Path) -> Iterator[None]:
+def saving_on_failure(
+    pool: Pool | None, run_dir: Path, *, failures: tuple[type[Exception], ...] = (FloatingPointError,)
+) -> Iterator[None]:
     """Inside, a loss that is not finite loses no image: the pool goes to `pool.safetensors`.
 
+    Args:
+        pool: Images, if any.
+        run_dir: Where they go.
+        failures: Exceptions made of a message, for which that is done.
+
     Raises:
-        FloatingPointError: The one from inside, with a word on where the images are.
+        FloatingPointError: The one from inside, with a word on where the images are; so do all `failures`.
     """
     try:
         yield
-    except FloatingPointError as error:
+    except failures as error:
         if pool is None or not len(pool):
             kept = "no image had been kept yet"
         else:
             path = run_dir / "pool.safetensors"
             save_state(pool.tensors(), path)
             kept = f"the {len(pool):,} images synthesized before are in {path.resolve()}"
-        raise FloatingPointError(f"{error}; {kept}") from error
+        raise type(error)(f"{error}; {kept}") from error
 
 
 def write_results(
