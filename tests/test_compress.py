@@ -309,6 +309,41 @@ def test_the_command_line(
     assert {"summary.json", "compressed.safetensors"} <= {path.name for path in (folder / "here").iterdir()}
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_int8_as_a_last_step(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("torchao")
+    assert call_main(simulate_main, monkeypatch, *TINY, "compression=int8", "hydra.run.dir=run") == 0
+    assert "W8A8 int8 kernels: " in capsys.readouterr().out
+    summary = json.loads((folder / "run" / "summary.json").read_text(encoding="utf-8"))["compressed"]
+    assert summary["student"]["bytes"] == (folder / "run" / "int8.pt2").stat().st_size
+    assert summary["compression"]["executed"] is True
+    assert summary["compression"]["int8_kernels"] > 0
+    assert not list(findings(folder / "run"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_int8_and_onnx(
+    finished: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("torchao", "onnx", "onnxscript"):
+        pytest.importorskip(name)
+    runtime = pytest.importorskip("onnxruntime")
+    given = [f"run_dir={finished}", *POOL, "calibration=pool", "compression=int8", "compression.onnx=true"]
+    assert call_main(main, monkeypatch, *given, "hydra.run.dir=here") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(folder / "here")
+    summary = json.loads((folder / "here" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["student"]["files"] == ["int8.pt2", "int8.onnx"]
+    assert 0 <= summary["compression"]["onnx_distance"] <= 0.1
+    test = dataset(summary["config"]).test
+    session = runtime.InferenceSession(folder / "here" / "int8.onnx")
+    (logits,) = session.run(None, {"images": test.pixels().numpy()})
+    assert accuracy(torch.from_numpy(logits), test) == pytest.approx(
+        summary["student"]["accuracy_last"], abs=0.1
+    )
+
+
 MISTAKES = {
     "": "run_dir=None: ",
     "run_dir=/nowhere": "run_dir=/nowhere: ",
