@@ -28,8 +28,9 @@ from fl_cmi.memory import keep_freed_memory
 from fl_cmi.models.checkpoint import load_weights
 from fl_cmi.nodes import check_nodes
 from fl_cmi.report.compression import print_compression
-from fl_cmi.report.folder import save_state, saving_on_failure
+from fl_cmi.report.folder import save_pool, saving_on_failure
 from fl_cmi.report.integrity import write_integrity
+from fl_cmi.report.origin import Origin
 from fl_cmi.report.progress import Progress
 from fl_cmi.report.summary import commit, versions, write_json
 from fl_cmi.synthesis.noise import Noise
@@ -78,14 +79,19 @@ def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, 
         stage = Stage(compressor, calibrate, what, data.test, seed, device, tuning)
     with progress.phase("images"):
         pool = source(teacher, what, data.train, seed)
+    origin = source.origin
     lasting = config["save_pool"] or isinstance(source, Synthesized)
     failures = FloatingPointError, CompressionFailure
-    keeping = saving_on_failure(pool, run_dir, failures=failures) if lasting else nullcontext()
+    keeping = saving_on_failure(pool, run_dir, origin, failures) if lasting else nullcontext()
     with progress.phase("compression"), keeping:
         measured = stage(teacher, pool, run_dir)
     summary = {
         **measured,
-        "calibration": {**described(config, data), "images": len(pool), "data_free": source.data_free},
+        "calibration": {
+            **described(config, data, origin),
+            "images": len(pool),
+            "data_free": origin.data_free,
+        },
         "run_dir": config["run_dir"],
         "command": command,
         "seed": seed,
@@ -97,7 +103,7 @@ def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, 
         "seconds": {**progress.seconds, "total": time.perf_counter() - start},
     }
     if config["save_pool"]:
-        save_state(pool.tensors(), run_dir / "pool.safetensors")
+        save_pool(pool, run_dir, origin)
     write_json(run_dir / "summary.json", summary)
     write_integrity(run_dir)
     return summary
@@ -136,13 +142,13 @@ def fine_tuning(config: Config, source: Any) -> FineTuning:
     return FineTuning(build(config["distiller"], "distiller"), config["steps"], freeze)
 
 
-def described(config: Config, data: Dataset) -> dict[str, Any]:
+def described(config: Config, data: Dataset, origin: Origin) -> dict[str, Any]:
     """Where the images come from, in a few words."""
     node = config["calibration"]
     terms = node.get("synthesizer", {}).get("inversion", {}).get("terms", {})
     return {
         "source": str(node["_target_"]).rsplit(".", 1)[-1],
-        "synthesizer": node.get("synthesizer", {}).get("_target_", "").rsplit(".", 1)[-1] or None,
+        "synthesizer": origin.synthesizer,
         "terms": [name for name, term in terms.items() if term.get("weight", 1) != 0],
         "data": data.name,
     }

@@ -36,6 +36,7 @@ from fl_cmi.report.folder import save_state, saving_on_failure, write_results
 from fl_cmi.report.html import write_distillation
 from fl_cmi.report.integrity import write_integrity
 from fl_cmi.report.metrics import MetricsLog
+from fl_cmi.report.origin import origin_of
 from fl_cmi.report.progress import Progress
 from fl_cmi.report.summary import digest, provenance
 from fl_cmi.report.table import print_distillation
@@ -112,7 +113,7 @@ def carry_on(
         def test_accuracy(model: nn.Module) -> float:
             return accuracy(predict(model, data.test, device), data.test)
 
-        with saving_on_failure(pool, run_dir):
+        with saving_on_failure(pool, run_dir, origin_of(config["synthesizer"])):
             metrics = transfer(
                 ensemble,
                 student,

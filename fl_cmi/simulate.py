@@ -43,10 +43,11 @@ from fl_cmi.measures import measure_pool
 from fl_cmi.memory import keep_freed_memory
 from fl_cmi.partition import Partition, client_tests
 from fl_cmi.report.figures import partition_heatmap
-from fl_cmi.report.folder import save_state, saving_on_failure, write_results
+from fl_cmi.report.folder import save_pool, saving_on_failure, write_results
 from fl_cmi.report.html import write_report
 from fl_cmi.report.integrity import write_integrity
 from fl_cmi.report.metrics import MetricsLog
+from fl_cmi.report.origin import origin_of
 from fl_cmi.report.progress import Progress
 from fl_cmi.report.summary import digest, provenance
 from fl_cmi.report.table import print_summary
@@ -136,7 +137,8 @@ def carry_on(
             outcome = serve(grid, strategy, side, config, threads, scores, cache, checkpoints)
 
     pool = strategy.pool if isinstance(strategy, FedCmi) else None
-    with saving_on_failure(pool, run_dir):
+    origin = origin_of(config["synthesizer"])
+    with saving_on_failure(pool, run_dir, origin):
         backend.run(json.dumps(config), partition, config["num_clients"], rounds)
     torch.set_num_threads(threads)
     with progress.phase("evaluation"):
@@ -159,7 +161,7 @@ def carry_on(
         summary["compressed"] = last_step(compressor, augment, outcome.student, side, pool, run_dir)
     failure = failure_of(summary, run_dir)
     if pool is not None and (config["save_pool"] or failure is not None):
-        save_state(pool.tensors(), run_dir / "pool.safetensors")
+        save_pool(pool, run_dir, origin)
     partition_heatmap(counts, data.class_names, run_dir / "partition.png")
     write_results(
         run_dir,

@@ -344,6 +344,24 @@ def test_int8_and_onnx(
     )
 
 
+def test_a_saved_pool_says_where_it_comes_from(finished: Path, tmp_path: Path) -> None:
+    run_dir = f"run_dir={finished}"
+    own = compress(tmp_path / "own", run_dir, *POOL, "calibration=pool")["calibration"]
+    assert own["data_free"] is True
+    assert own["synthesizer"] == "PerClient"
+    images = "calibration.images=40"
+    compress(tmp_path / "real", run_dir, *POOL, images, "calibration=real", "save_pool=true")
+    from_real = ["calibration=pool", "save_pool=true", f"calibration.path={tmp_path}/real/pool.safetensors"]
+    again = compress(tmp_path / "again", run_dir, *POOL, *from_real)["calibration"]
+    assert again["data_free"] is False
+    assert again["synthesizer"] is None
+    third = f"calibration.path={tmp_path}/again/pool.safetensors"
+    assert (
+        compress(tmp_path / "third", run_dir, *POOL, "calibration=pool", third)["calibration"]["data_free"]
+        is False
+    )
+
+
 MISTAKES = {
     "": "run_dir=None: ",
     "run_dir=/nowhere": "run_dir=/nowhere: ",

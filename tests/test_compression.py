@@ -239,7 +239,7 @@ def test_images_of_every_origin_come_labelled_by_the_model(tmp_path: Path) -> No
         assert drawn.labels is not None
         assert torch.allclose(drawn.labels.exp().sum(1), torch.ones(6), atol=1e-5)
         assert torch.equal(source(teacher, TASK, real, 0).pixels, pool.pixels), "repeatable"
-    assert [source.data_free for source in sources] == [True, True, True, False]
+    assert [source.origin.data_free for source in sources] == [True, True, True, False]
 
 
 def test_the_real_control_is_balanced() -> None:
@@ -273,6 +273,17 @@ def test_a_saved_pool_is_checked(tmp_path: Path) -> None:
     (tmp_path / "h").write_bytes(len(header).to_bytes(8, "little") + header)
     with pytest.raises(ConfigError, match="larger than the file"):
         Saved(str(tmp_path / "h"))(teacher, TASK, real, 0)
+
+
+@pytest.mark.parametrize("said", ["5", "{", '{"data_free": "yes"}', '{"data_free": true, "synthesizer": 3}'])
+def test_a_pool_of_odd_origin_is_refused(said: str, tmp_path: Path) -> None:
+    state = {
+        "pixels": torch.zeros(2, *SHAPE, dtype=torch.uint8),
+        "targets": torch.zeros(2, dtype=torch.int64),
+    }
+    save_file(state, tmp_path / "p", {"fl_cmi pool 1": said})
+    with pytest.raises(ConfigError, match=r"calibration\.path=.*pixels and targets"):
+        Saved(str(tmp_path / "p"))(alone(wide()), TASK, images(8), 0)
 
 
 def test_statistics_need_batch_norm() -> None:

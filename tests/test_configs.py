@@ -216,7 +216,7 @@ def test_calibration(name: str) -> None:
     config = compose_config(["data=synthetic", f"calibration={name}", "run_dir=here"], "compress")
     source = build(config["calibration"], "calibration")
     assert callable(source)
-    assert source.data_free is (name != "real")
+    assert source.origin.data_free is (name != "real")
     assert build(config["calibrate"], "calibrate").batches >= 1
 
 

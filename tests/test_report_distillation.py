@@ -18,6 +18,7 @@ from fl_cmi.report.folder import saving_on_failure, write_results
 from fl_cmi.report.html import write_distillation, write_report
 from fl_cmi.report.measured import measured_rows
 from fl_cmi.report.metrics import MetricsLog
+from fl_cmi.report.origin import Origin
 from fl_cmi.report.table import print_distillation, print_summary
 
 SYNTHETIC: dict[str, Any] = {
@@ -125,7 +126,7 @@ def test_a_failure_saves_the_pool_and_says_where(tmp_path: Path) -> None:
     pool = filled()
     with (
         pytest.raises(FloatingPointError, match=r"bn broke; the 3 images .*pool\.safetensors"),
-        saving_on_failure(pool, tmp_path / "new"),
+        saving_on_failure(pool, tmp_path / "new", Origin()),
     ):
         raise FloatingPointError("bn broke")
     saved = load_file(tmp_path / "new" / "pool.safetensors")
@@ -137,14 +138,14 @@ def test_a_failure_saves_the_pool_and_says_where(tmp_path: Path) -> None:
 def test_a_failure_before_the_first_image_says_so(tmp_path: Path, pool: Pool | None) -> None:
     with (
         pytest.raises(FloatingPointError, match="bn broke; no image had been kept yet"),
-        saving_on_failure(pool, tmp_path),
+        saving_on_failure(pool, tmp_path, Origin()),
     ):
         raise FloatingPointError("bn broke")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_other_failures_pass(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), saving_on_failure(filled(), tmp_path):
+    with pytest.raises(KeyError), saving_on_failure(filled(), tmp_path, Origin()):
         raise KeyError("x")
     assert list(tmp_path.iterdir()) == []
 

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from fl_cmi.bank import Pool
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.files import check_header
+from fl_cmi.report.origin import Origin
 from fl_cmi.rng import stream
 from fl_cmi.synthesis.synthesizers import Synthesizer
 from fl_cmi.types import ConfigError, Images, Task
@@ -20,10 +21,10 @@ class Source(Protocol):
     """Makes the set of images.
 
     Attributes:
-        data_free: Whether nobody's image is looked at.
+        origin: Where they come from; known when they are there.
     """
 
-    data_free: bool
+    origin: Origin
 
     def check(self, teacher: Ensemble) -> None:
         """Raise ConfigError where the teacher lacks what this needs."""
@@ -62,10 +63,9 @@ class Synthesized:
         images: Number of images, >= 1; the last batch may leave some over.
     """
 
-    data_free = True
-
     def __init__(self, synthesizer: Synthesizer, images: int = 2048) -> None:
         self.synthesizer, self.images = synthesizer, checked(images)
+        self.origin = Origin(True, type(synthesizer).__name__)
 
     def check(self, teacher: Ensemble) -> None:
         """As the synthesizer's terms: statistics need batch norm."""
@@ -84,17 +84,16 @@ class Synthesized:
 
 
 class Saved:
-    """The synthetic pool that a run has saved.
+    """The pool that a run has saved; its header says where the images come from.
 
     Args:
         path: `pool.safetensors` with `pixels` (uint8), `targets`, `labels` (log-probabilities) and `clients`.
         images: Images kept at most, those of the highest slots; None: all.
     """
 
-    data_free = True
-
     def __init__(self, path: str, images: int | None = None) -> None:
         self.path, self.images = path, None if images is None else checked(images)
+        self.origin = Origin()
 
     def check(self, teacher: Ensemble) -> None:
         """The file must be there."""
@@ -109,6 +108,7 @@ class Saved:
             check_header(path)
             with safe_open(path, "pt") as file:  # no more is read than is used
                 x, y = file.get_tensor("pixels"), file.get_tensor("targets")
+                self.origin = Origin.read(file.metadata())
         except (SafetensorError, OSError, ValueError) as error:
             raise ConfigError(key, self.path, f"a pool with pixels and targets ({error})") from error
         if len(x) == 0:
@@ -132,7 +132,7 @@ class Real:
         images: Number of images, >= 1; the number of classes is the control of one image a class.
     """
 
-    data_free = False
+    origin = Origin(data_free=False)
 
     def __init__(self, images: int = 2048) -> None:
         self.images = checked(images)

@@ -11,27 +11,39 @@ from fl_cmi.bank import Pool
 from fl_cmi.files import whole
 from fl_cmi.report.figures import curves, synthetic_grid
 from fl_cmi.report.metrics import MetricsLog
+from fl_cmi.report.origin import Origin
 from fl_cmi.report.summary import write_json
 from fl_cmi.types import State
 
-__all__ = ["save_state", "saving_on_failure", "write_results"]
+__all__ = ["save_pool", "save_state", "saving_on_failure", "write_results"]
 
 
-def save_state(state: State, path: Path) -> None:
+def save_state(state: State, path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a model as safetensors, from whatever device."""
     with whole(path) as draft:
-        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, draft)
+        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, draft, metadata)
+
+
+def save_pool(pool: Pool, run_dir: Path, origin: Origin) -> Path:
+    """Write the images to `pool.safetensors`, with where they come from; the file."""
+    path = run_dir / "pool.safetensors"
+    save_state(pool.tensors(), path, origin.metadata())
+    return path
 
 
 @contextmanager
 def saving_on_failure(
-    pool: Pool | None, run_dir: Path, *, failures: tuple[type[Exception], ...] = (FloatingPointError,)
+    pool: Pool | None,
+    run_dir: Path,
+    origin: Origin,
+    failures: tuple[type[Exception], ...] = (FloatingPointError,),
 ) -> Iterator[None]:
     """Inside, a loss that is not finite loses no image: the pool goes to `pool.safetensors`.
 
     Args:
         pool: Images, if any.
         run_dir: Where they go.
+        origin: Where they come from.
         failures: Exceptions made of a message, for which that is done.
 
     Raises:
@@ -43,8 +55,7 @@ def saving_on_failure(
         if pool is None or not len(pool):
             kept = "no image had been kept yet"
         else:
-            path = run_dir / "pool.safetensors"
-            save_state(pool.tensors(), path)
+            path = save_pool(pool, run_dir, origin)
             kept = f"the {len(pool):,} images synthesized before are in {path.resolve()}"
         raise type(error)(f"{error}; {kept}") from error
 
