@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from fl_cmi.augment import Augment
+from fl_cmi.augment import Augment, Chain, Cutout
 from fl_cmi.bank import Pool
 from fl_cmi.compression.calibration import Calibration
 from fl_cmi.compression.compressor import Compressor
@@ -15,7 +15,7 @@ from fl_cmi.types import ConfigError, State
 __all__ = ["LastStepFailure", "check_last_step", "failure_of", "last_step"]
 
 BATCHES = 20
-"""Of calibration, 256 images each."""
+"""Of calibration, 256 images each: with `calibration_of`, what `conf/compress.yaml` has."""
 
 
 class LastStepFailure(RuntimeError):  # noqa: N818 - like those of clients
@@ -30,6 +30,11 @@ def check_last_step(compressor: Compressor, side: ServerSide, strategy: Any) -> 
     compressor.check(side.student())
 
 
+def calibration_of(augment: Augment) -> Calibration:
+    """As `fl_cmi.compress` calibrates, by training's augmentation and The Knowledge Within's cutout."""
+    return Calibration(BATCHES, augment=Chain([augment, Cutout(9, 0.25)]))
+
+
 def last_step(
     compressor: Compressor, augment: Augment, student: State, side: ServerSide, pool: Pool, run_dir: Path
 ) -> dict[str, Any]:
@@ -39,7 +44,7 @@ def last_step(
 
     Args:
         compressor: Makes the small model.
-        augment: As in the training on the pool.
+        augment: Of the data set.
         student: The global model.
         side: What the server knows.
         pool: Synthetic images.
@@ -50,9 +55,8 @@ def last_step(
     """
     model = side.student()
     model.load_state_dict(student)
-    stage = Stage(
-        compressor, Calibration(BATCHES, augment=augment), side.task, side.test, side.seed, side.device
-    )
+    calibration = calibration_of(augment)
+    stage = Stage(compressor, calibration, side.task, side.test, side.seed, side.device)
     try:
         with side.progress.phase("compression"):
             return stage(alone(model).to(side.device), pool, run_dir)

@@ -15,13 +15,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fl_cmi.checkpoint.begin import differing
-from fl_cmi.compose import compose_config, config_folder, dataset, make_model, plain_config, task
+from fl_cmi.compose import build, compose_config, config_folder, dataset, make_model, plain_config, task
 from fl_cmi.compress import adopted, main, run
 from fl_cmi.compression import packing
 from fl_cmi.compression.compressor import CompressionFailure, Written
 from fl_cmi.compression.low_bit import LowBit
 from fl_cmi.compression.simulated import quantized_layers
 from fl_cmi.evaluate import accuracy, predict
+from fl_cmi.last_step import calibration_of
 from fl_cmi.report.table import print_summary
 from fl_cmi.simulate import main as simulate_main
 from fl_cmi.simulate import run as simulate
@@ -342,6 +343,18 @@ def test_int8_and_onnx(
     assert accuracy(torch.from_numpy(logits), test) == pytest.approx(
         summary["student"]["accuracy_last"], abs=0.1
     )
+
+
+def test_the_last_step_calibrates_as_the_command_does() -> None:
+    config = config_of("data=fashion_mnist", "model.checkpoint=x")
+
+    def parts(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [parts(part) for part in value]
+        return (type(value), parts(list(vars(value).values()))) if hasattr(value, "__dict__") else value
+
+    ours = calibration_of(build(config["augment"], "augment"))
+    assert parts(ours) == parts(build(config["calibrate"], "calibrate"))
 
 
 def test_a_saved_pool_says_where_it_comes_from(finished: Path, tmp_path: Path) -> None:
