@@ -8,7 +8,8 @@ A cell is a model (architecture, training, seed), images and bits; each is a run
 fine-tuning, which reports calibration alone as well. First the models are trained, then images are inverted from them,
 then they are compressed. What is done is skipped when the command is given again, and what comes from a run is done
 again with it; what failed is named in the tables and stops no other. Overrides after `--` apply to every compression:
-`-- steps=2000 distiller.batch_size=512`.
+`-- steps=2000 distiller.batch_size=512`. Rows of `--known` count where their steps and number of images are those that
+would be run; other overrides they do not tell, so that these are refused beside it.
 """
 
 import argparse
@@ -21,9 +22,9 @@ from pathlib import Path
 
 from fl_cmi.compress import adopted
 from simulations.compression_tables import KEYS, write_tables
-from simulations.known import add_option, covered
+from simulations.known import add_option, covered, typed
 from simulations.methods import SMALL_GENERATOR
-from simulations.sweep import BusyError, Cell, Launch, Result, cores, launcher, sweep
+from simulations.sweep import CARRIAGE, BusyError, Cell, Launch, Result, Value, cores, launcher, sweep
 
 __all__ = ["IMAGES", "Plan", "main", "options_of", "plan"]
 
@@ -137,11 +138,22 @@ def plan(options: argparse.Namespace) -> Plan:
                         kd = [] if bits == "int8" else ["kd=true"]
                         own = (*shared, *chosen, *BITS[bits], *kd)
                         found.cells.append(Cell(named, own, inside / bits, "compress", adopted))
-    found.cells[:] = [cell for cell in found.cells if not covered(cell.where, options.known.rows)]
+    found.cells[:] = [cell for cell in found.cells if not covered(told(cell), options.known.rows)]
     needed = {folder for cell in found.cells for folder in cell.folder.parents}
     found.images[:] = [cell for cell in found.images if cell.folder in needed]
     found.models[:] = [cell for cell in found.models if cell.folder in needed]
     return found
+
+
+def told(cell: Cell) -> dict[str, Value]:
+    """What a row of the cell must say, as far as that is known before: its name, steps and number of images."""
+    given = dict(override.partition("=")[::2] for override in cell.overrides)
+    known: dict[str, Value] = dict(cell.where)
+    if given.get("kd") == "true":
+        known["kd_steps"] = typed(given["steps"])
+    if cell.where["images"] != "pool":  # the run's own, as large as it is
+        known["images_number"] = typed(given.get("calibration.images", str(NUMBER)))
+    return known
 
 
 def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -161,6 +173,10 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("outputs/compression"))
     parser.add_argument("--dry-run", action="store_true", help="print the commands only")
     options = parser.parse_args(arguments)
+    for override in options.overrides if options.known.rows else ():
+        key = override.partition("=")[0]
+        if key.split(".")[0] not in ("steps", *CARRIAGE):
+            parser.error(f"--known: its rows do not tell whether they had {override}")
     options.threads = options.threads or max(1, cores() // max(options.jobs, 1))
     if options.jobs < 1 or options.jobs > 1 and options.jobs * options.threads > cores():
         parser.error(f"--jobs: {options.jobs} of {options.threads} threads on {cores()} cores")

@@ -10,7 +10,7 @@ from typing import Any
 
 from simulations.sweep import Value
 
-__all__ = ["NOTHING", "Known", "Row", "add_option", "covered", "joined"]
+__all__ = ["NOTHING", "Known", "Row", "add_option", "covered", "joined", "typed"]
 
 Row = dict[str, Any]
 

@@ -25,6 +25,7 @@ from fl_cmi.compose import compose_config
 from fl_cmi.report.summary import json_safe
 
 __all__ = [
+    "CARRIAGE",
     "BusyError",
     "Cell",
     "Launch",

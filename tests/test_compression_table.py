@@ -17,6 +17,7 @@ ONE = ["--models", "convnet", "--trainings", "federated", "--seeds", "0", "--thr
 def result_of(cell: Cell, calibrated: float = 0.8) -> dict[str, Any]:
     """What a run of it might have found."""
     low = "kd=true" in cell.overrides
+    steps = [int(override[6:]) for override in cell.overrides if override.startswith("steps=")]
     return {
         "model": {"accuracy": 0.9, "latency_ms": {"1": 2.0, "64": 30.0}},
         "student": {
@@ -25,8 +26,8 @@ def result_of(cell: Cell, calibrated: float = 0.8) -> dict[str, Any]:
             "bytes": 25,
             "latency_ms": {"1": 4.0, "64": 10.0},
         },
-        "compression": {"kd": {"steps": 1} if low else None, "executed": not low},
-        "calibration": {"images": 4},
+        "compression": {"kd": {"steps": steps[-1]} if low else None, "executed": not low},
+        "calibration": {"images": 10 if cell.where.get("images") == "one a class" else 512},
         "ratio": 4.0,
         "seconds": {"total": 1.0},
         "commit": "c",
@@ -141,3 +142,28 @@ def test_rows_that_are_known_are_not_run_again(tmp_path: Path) -> None:
     text = (tmp_path / "more/table.md").read_text()
     assert "| federated | convnet | noise | 90.0 | 80.0 / 85.0 | - |" in text
     assert "| federated | convnet | BNS | 90.0 | 80.0 / 85.0 | 80.0 |" in text
+
+
+def test_rows_of_other_steps_are_not_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    started: list[Cell] = []
+    given = [*ONE, "--images", "BNS", "one a class", "pool", "--bits", "W4A8", "int8"]
+    assert main([*given, "--out", str(tmp_path / "first")], fake(started)) == 0
+    known = [*given, "--known", str(tmp_path / "first/results.csv"), "--out"]
+    del started[:]
+    assert main([*known, str(tmp_path / "same"), "--", "steps=300", "threads=1"], fake(started)) == 0
+    assert started == []
+    assert main([*known, str(tmp_path / "longer"), "--", "steps=2000"], fake(started)) == 0
+    assert [cell.folder.name for cell in started] == ["seed-0", "BNS", "W4A8", "W4A8", "W4A8"], (
+        "int8 has no steps"
+    )
+    with pytest.raises(SystemExit) as end:
+        main([*known, str(tmp_path / "other"), "--", "distiller.batch_size=512"], fake(started))
+    assert end.value.code == 2
+    assert (
+        "--known: its rows do not tell whether they had distiller.batch_size=512" in capsys.readouterr().err
+    )
+    text = (tmp_path / "first/results.csv").read_text().replace(",512,", ",256,")
+    (tmp_path / "first/results.csv").write_text(text)
+    del started[:]
+    assert main([*known, str(tmp_path / "fewer")], fake(started)) == 0
+    assert {cell.where["images"] for cell in started if "images" in cell.where} == {"BNS"}
