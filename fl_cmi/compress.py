@@ -8,8 +8,8 @@ python -m fl_cmi.compress model=resnet8 model.checkpoint=model.safetensors compr
 import json
 import os
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from fl_cmi.checks import check_integer, check_truth, pick_device
 from fl_cmi.command import carry_out, command_line
 from fl_cmi.compose import Config, build, dataset, make_model, task
 from fl_cmi.compression.compressor import CompressionFailure
-from fl_cmi.compression.images import Synthesized
+from fl_cmi.compression.images import Source, Synthesized
 from fl_cmi.compression.stage import FineTuning, Stage, alone
 from fl_cmi.data.dataset import Dataset
 from fl_cmi.memory import keep_freed_memory
@@ -83,7 +83,7 @@ def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, 
     lasting = config["save_pool"] or isinstance(source, Synthesized)
     failures = FloatingPointError, CompressionFailure
     keeping = saving_on_failure(pool, run_dir, origin, failures) if lasting else nullcontext()
-    with progress.phase("compression"), keeping:
+    with progress.phase("compression"), keeping, naming(source):
         measured = stage(teacher, pool, run_dir)
     summary = {
         **measured,
@@ -107,6 +107,17 @@ def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, 
     write_json(run_dir / "summary.json", summary)
     write_integrity(run_dir)
     return summary
+
+
+@contextmanager
+def naming(source: Source) -> Iterator[None]:
+    """Inside, what calibration says of the images is told with the key and the value that chose them."""
+    try:
+        yield
+    except ConfigError as error:
+        if error.key != "calibration":
+            raise
+        raise ConfigError(*source.typed, error.allowed) from error
 
 
 def check(config: Config) -> None:
@@ -166,7 +177,7 @@ def adopted(config: DictConfig) -> DictConfig:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))["config"]
         chosen = {key: found[key] for key in ADOPTED}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             "run_dir", config.run_dir, f"the folder of a finished simulation ({error})"
         ) from error
@@ -182,8 +193,14 @@ def prepared(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The configuration completed by the finished run.
 
     Raises:
-        ConfigError: For data or a model beside `run_dir`, which decides both, or as `adopted`.
+        ConfigError: For data or a model beside `run_dir`, which decides both, for the pool of a run without `run_dir`,
+            or as `adopted`.
     """
+    # The pool's path is made of run_dir, unless it is given.
+    without = config.run_dir is None and config.model.checkpoint is not None and "path" in config.calibration
+    if without and OmegaConf.is_interpolation(config.calibration, "path"):
+        allowed = "a pool.safetensors, because without run_dir there is no run that brings one"
+        raise ConfigError("calibration.path", "null", allowed)
     for override in overrides if config.run_dir is not None else ():
         key, _, value = override.lstrip("+~").partition("=")
         if key.split(".")[0] in ADOPTED and key != "model.checkpoint":

@@ -63,16 +63,23 @@ def last_step(
     except OSError:
         raise
     except Exception as error:  # whatever it is, libraries' own ones included
-        said = (str(error).strip() or "no reason given").splitlines()[0]
-        return {"failure": said if isinstance(error, ConfigError) else f"{type(error).__name__}: {said}"}
+        return {"failure": reason(error)}
+
+
+def reason(error: Exception) -> str:
+    """Why, in one line; the key `calibration` is none of a simulation's."""
+    if isinstance(error, ConfigError):
+        return error.allowed if error.key == "calibration" else str(error)
+    said = (str(error).strip() or "no reason given").splitlines()[0]
+    return f"{type(error).__name__}: {said}"
 
 
 def failure_of(summary: dict[str, Any], run_dir: Path) -> LastStepFailure | None:
     """What a run whose last step failed says at its end."""
-    reason = summary.get("compressed", {}).get("failure")
-    if reason is None:
+    failure = summary.get("compressed", {}).get("failure")
+    if failure is None:
         return None
     again = f"python -m fl_cmi.compress run_dir={run_dir} calibration=pool"
     return LastStepFailure(
-        f"compression: {reason}; the run before it is finished, student and pool are in {run_dir}, for {again}"
+        f"compression: {failure}; the run before it is finished, student and pool are in {run_dir}, for {again}"
     )

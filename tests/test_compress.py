@@ -11,7 +11,7 @@ import torch
 from calling import call_main, complaint
 from hydra.core.global_hydra import GlobalHydra
 from rich.console import Console
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fl_cmi.checkpoint.begin import differing
@@ -87,7 +87,8 @@ def test_the_last_step_is_shown(finished: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (ConfigError("calibration", 0, "at least one image"), "calibration=0: at least one image"),
+        (ConfigError("calibration", 0, "at least one image"), "at least one image"),
+        (ConfigError("model", "X", "another one"), "model=X: another one"),
         (RuntimeError("shapes differ\nand more"), "RuntimeError: shapes differ"),
     ],
 )
@@ -388,6 +389,13 @@ MISTAKES = {
     "run_dir=RUN calibration=nope": "synthesized",
     "run_dir=RUN calibration=pool calibration.path=/nowhere": "calibration.path=/nowhere: ",
     "run_dir=RUN calibration.images=0": "calibration.images=0: ",
+    "run_dir=RUN calibration.images=1": "calibration.images=1: an integer >= 2",
+    "run_dir=RUN calibration=real calibration.images=1": "calibration.images=1: an integer >= 2",
+    "run_dir=RUN calibration=pool calibration.path=BLACK": "calibration.path=BLACK: images that differ",
+    "run_dir=RUN calibration=pool calibration.path=POINT": "calibration.path=POINT: a pool with at least two",
+    "run_dir=LIST": "run_dir=LIST: the folder of a finished simulation",
+    "run_dir=NUMBER": "run_dir=NUMBER: the folder of a finished simulation",
+    "data=synthetic model.checkpoint=RUN/student.safetensors calibration=pool": "calibration.path=null: a pool",
     "run_dir=RUN calibrate.batches=0": "calibrate.batches=0: ",
     "run_dir=RUN kd=perhaps": "kd=perhaps: ",
     "run_dir=RUN steps=-1": "steps=-1: ",
@@ -399,15 +407,35 @@ MISTAKES = {
 """Overrides, and what the line has to tell."""
 
 
+@pytest.fixture(scope="module")
+def spoiled(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Pools of black images and of none, and folders whose summary is no run's."""
+    base = tmp_path_factory.mktemp("spoiled")
+    pool = load_file(finished / "pool.safetensors")
+    save_file({**pool, "pixels": torch.zeros_like(pool["pixels"])}, base / "black.safetensors")
+    save_file({**pool, "pixels": torch.tensor(1, dtype=torch.uint8)}, base / "point.safetensors")
+    for name, said in {"list": "[]", "number": '{"config": 5}'}.items():
+        (base / name).mkdir()
+        (base / name / "summary.json").write_text(said)
+    return {
+        "BLACK": base / "black.safetensors",
+        "POINT": base / "point.safetensors",
+        "LIST": base / "list",
+        "NUMBER": base / "number",
+    }
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line_and_leaves_nothing(
     mistake: str,
     finished: Path,
+    spoiled: dict[str, Path],
     folder: Path,
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    said_so = MISTAKES[mistake]
     lenet = tmp_path_factory.mktemp("lenet") / "lenet.safetensors"
     if "LENET" in mistake:
         from fl_cmi.report.folder import save_state
@@ -416,11 +444,13 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
         node = {key: value for key, value in config["model"].items() if key != "checkpoint"}
         save_state(make_model(node, task(dataset(config)), 0).state_dict(), lenet)
         GlobalHydra.instance().clear()
-    given = mistake.replace("RUN", str(finished)).replace("LENET", str(lenet))
+    for name, path in {"RUN": finished, "LENET": lenet, **spoiled}.items():
+        mistake, said_so = mistake.replace(name, str(path)), said_so.replace(name, str(path))
+    given = mistake
     assert call(monkeypatch, *given.split(), "threads=1" if "threads" not in given else "seed=0") == 2
     said = capsys.readouterr()
     lines = said.err.splitlines()
     assert len(lines) == 1, said.err
     assert lines[0].startswith("fl_cmi: ")
-    assert MISTAKES[mistake].replace("RUN", str(finished)) in lines[0]
+    assert said_so in lines[0]
     assert list(folder.iterdir()) == []

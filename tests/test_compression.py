@@ -255,11 +255,12 @@ def test_a_saved_pool_is_checked(tmp_path: Path) -> None:
     teacher, real = alone(wide()), images(8)
     with pytest.raises(ConfigError, match=r"calibration\.path=.*save_pool"):
         Saved(str(tmp_path / "nowhere")).check(teacher)
-    save_file(
-        {"pixels": torch.zeros(0, *SHAPE, dtype=torch.uint8), "targets": torch.zeros(0)}, tmp_path / "e"
-    )
-    with pytest.raises(ConfigError, match="at least one image"):
-        Saved(str(tmp_path / "e"))(teacher, TASK, real, 0)
+    for few in (torch.zeros(0, *SHAPE), torch.zeros(1, *SHAPE), torch.zeros(())):
+        save_file(
+            {"pixels": few.byte(), "targets": torch.zeros(len(few) if few.ndim else 0).long()}, tmp_path / "e"
+        )
+        with pytest.raises(ConfigError, match="at least two images"):
+            Saved(str(tmp_path / "e"))(teacher, TASK, real, 0)
     with pytest.raises(ConfigError, match=r"uint8 images of \(1, 8, 8\)"):
         Saved(str(saved(tmp_path, pixels(3, shape=(1, 9, 9)))))(teacher, TASK, real, 0)
     save_file({"other": torch.zeros(1)}, tmp_path / "o")

@@ -22,9 +22,11 @@ class Source(Protocol):
 
     Attributes:
         origin: Where they come from; known when they are there.
+        typed: Key and value that choose them on the command line.
     """
 
     origin: Origin
+    typed: tuple[str, str]
 
     def check(self, teacher: Ensemble) -> None:
         """Raise ConfigError where the teacher lacks what this needs."""
@@ -42,14 +44,14 @@ class Source(Protocol):
         ...
 
 
-def checked(number: int, least: int = 1) -> int:
-    """A number of images.
+def checked(number: int) -> int:
+    """A number of images, >= 2 as in every pool.
 
     Raises:
         ConfigError: If it is none.
     """
-    if isinstance(number, bool) or not isinstance(number, int) or number < least:
-        raise ConfigError("calibration.images", number, f"an integer >= {least}")
+    if isinstance(number, bool) or not isinstance(number, int) or number < 2:
+        raise ConfigError("calibration.images", number, "an integer >= 2")
     return number
 
 
@@ -60,12 +62,13 @@ class Synthesized:
 
     Args:
         synthesizer: Makes a batch at a time.
-        images: Number of images, >= 1; the last batch may leave some over.
+        images: Number of images, >= 2; the last batch may leave some over.
     """
 
     def __init__(self, synthesizer: Synthesizer, images: int = 2048) -> None:
         self.synthesizer, self.images = synthesizer, checked(images)
         self.origin = Origin(True, type(synthesizer).__name__)
+        self.typed = "calibration", "synthesized"
 
     def check(self, teacher: Ensemble) -> None:
         """As the synthesizer's terms: statistics need batch norm."""
@@ -88,12 +91,13 @@ class Saved:
 
     Args:
         path: `pool.safetensors` with `pixels` (uint8), `targets`, `labels` (log-probabilities) and `clients`.
-        images: Images kept at most, those of the highest slots; None: all.
+        images: Images kept at most, >= 2, those of the highest slots; None: all.
     """
 
     def __init__(self, path: str, images: int | None = None) -> None:
         self.path, self.images = path, None if images is None else checked(images)
         self.origin = Origin()
+        self.typed = "calibration.path", path
 
     def check(self, teacher: Ensemble) -> None:
         """The file must be there."""
@@ -111,8 +115,8 @@ class Saved:
                 self.origin = Origin.read(file.metadata())
         except (SafetensorError, OSError, ValueError) as error:
             raise ConfigError(key, self.path, f"a pool with pixels and targets ({error})") from error
-        if len(x) == 0:
-            raise ConfigError(key, self.path, "a pool with at least one image")
+        if x.ndim == 0 or len(x) < 2:
+            raise ConfigError(key, self.path, "a pool with at least two images")
         if tuple(x.shape[1:]) != tuple(task.shape) or x.dtype != torch.uint8:
             raise ConfigError(
                 key, self.path, f"uint8 images of {task.shape}, not {tuple(x.shape[1:])} {x.dtype}"
@@ -129,10 +133,11 @@ class Real:
     """Training images, equally many of each class as far as they go: the upper control, which is not data-free.
 
     Args:
-        images: Number of images, >= 1; the number of classes is the control of one image a class.
+        images: Number of images, >= 2; the number of classes is the control of one image a class.
     """
 
     origin = Origin(data_free=False)
+    typed = "calibration", "real"
 
     def __init__(self, images: int = 2048) -> None:
         self.images = checked(images)
