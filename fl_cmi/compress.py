@@ -20,10 +20,12 @@ from fl_cmi.checkpoint.begin import is_begun
 from fl_cmi.checks import check_integer, check_truth, pick_device
 from fl_cmi.command import carry_out, command_line
 from fl_cmi.compose import Config, build, dataset, make_model, task
-from fl_cmi.compression.compressor import CompressionFailure
+from fl_cmi.compression.compressor import CompressionFailure, Compressor
 from fl_cmi.compression.images import Source, Synthesized
 from fl_cmi.compression.stage import FineTuning, Stage, alone
+from fl_cmi.compression.statistics import check_recalibration, doubt, recalibrated
 from fl_cmi.data.dataset import Dataset
+from fl_cmi.evaluate import accuracy, predict
 from fl_cmi.memory import keep_freed_memory
 from fl_cmi.models.checkpoint import load_weights
 from fl_cmi.nodes import check_nodes
@@ -68,17 +70,19 @@ def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, 
         compressor = build(config["compression"], "compression")
         source = build(config["calibration"], "calibration")
         compressor.check(model)
+        ask = config["run_dir"] is not None and not config["recalibrate"]
+        warning = doubt(config["run_dir"], model) if ask else None
         source.check(teacher)
-        tuning = fine_tuning(config, source) if config["kd"] else None
-        if tuning is not None and not compressor.trainable:
-            name = type(compressor).__name__
-            raise ConfigError(
-                "kd", "true", f"false, because compression={name} cannot be trained; low_bit can"
-            )
+        if config["recalibrate"]:
+            check_recalibration(model)
+        tuning = fine_tuning(config, source, compressor)
         calibrate = build(config["calibrate"], "calibrate")
         stage = Stage(compressor, calibrate, what, data.test, seed, device, tuning)
     with progress.phase("images"):
         pool = source(teacher, what, data.train, seed)
+        given = accuracy(predict(model, data.test, device), data.test) if config["recalibrate"] else None
+        if config["recalibrate"]:
+            recalibrated(teacher, pool)
     origin = source.origin
     lasting = config["save_pool"] or isinstance(source, Synthesized)
     failures = FloatingPointError, CompressionFailure
@@ -92,6 +96,8 @@ def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, 
             "images": len(pool),
             "data_free": origin.data_free,
         },
+        "recalibrated": None if given is None else {"accuracy_before": given},
+        "warnings": [] if warning is None else [warning],
         "run_dir": config["run_dir"],
         "command": command,
         "seed": seed,
@@ -125,7 +131,7 @@ def check(config: Config) -> None:
     check_integer(config, "seed", None)
     check_integer(config, "steps", 0)
     check_integer(config, "threads", 1, optional=True)
-    check_truth(config, "kd", "save_pool")
+    check_truth(config, "kd", "recalibrate", "save_pool")
     if config["freeze_batch_norm"] not in (None, True, False):
         raise ConfigError("freeze_batch_norm", config["freeze_batch_norm"], "true, false or null")
     if not config["compression"]:
@@ -145,8 +151,17 @@ def checkpoint(config: Config) -> tuple[str, str]:
     return str(Path(run_dir).expanduser() / "student.safetensors"), "run_dir"
 
 
-def fine_tuning(config: Config, source: Any) -> FineTuning:
-    """Self-distillation as configured; noise would spoil batch norm's statistics."""
+def fine_tuning(config: Config, source: Source, compressor: Compressor) -> FineTuning | None:
+    """Self-distillation as configured, if it is wanted; noise would spoil batch norm's statistics.
+
+    Raises:
+        ConfigError: The small model cannot be trained.
+    """
+    if not config["kd"]:
+        return None
+    if not compressor.trainable:
+        name = type(compressor).__name__
+        raise ConfigError("kd", "true", f"false, because compression={name} cannot be trained; low_bit can")
     freeze = config["freeze_batch_norm"]
     if freeze is None:
         freeze = isinstance(getattr(source, "synthesizer", None), Noise)

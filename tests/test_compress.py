@@ -376,6 +376,37 @@ def test_a_saved_pool_says_where_it_comes_from(finished: Path, tmp_path: Path) -
     )
 
 
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two clients whose models were averaged."""
+    folder = tmp_path_factory.mktemp("averaged") / "run"
+    simulate(compose_config([*TINY, "strategy=fedavg", "num_clients=2"]), folder)
+    return folder
+
+
+def test_averaged_models_are_warned_of(
+    averaged: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [f"run_dir={averaged}", *QUICK, "calibration=real"]
+    assert call_main(main, monkeypatch, *given, "hydra.run.dir=here") == 0
+    assert "warning: FedAvg averages: batch norm's" in capsys.readouterr().out
+    summary = json.loads((folder / "here" / "summary.json").read_text(encoding="utf-8"))
+    assert len(summary["warnings"]) == 1 and summary["recalibrated"] is None
+
+
+def test_batch_norm_can_be_estimated_anew(averaged: Path, finished: Path, tmp_path: Path) -> None:
+    given = [f"run_dir={averaged}", *QUICK, "calibration=real"]
+    plain = compress(tmp_path / "plain", *given)
+    anew = compress(tmp_path / "anew", *given, "recalibrate=true")
+    assert anew["recalibrated"] == {"accuracy_before": plain["model"]["accuracy"]}
+    assert anew["warnings"] == []
+    names = ("norms.0.running_mean", "norms.0.weight", "convs.0.codes")
+    files = [load_file(tmp_path / name / "compressed.safetensors") for name in ("plain", "anew")]
+    assert [torch.equal(files[0][name], files[1][name]) for name in names] == [False, True, True]
+    own = compress(tmp_path / "own", f"run_dir={finished}", *POOL, "calibration=pool")
+    assert own["warnings"] == [], "the student of fed_cmi was trained"
+
+
 MISTAKES = {
     "": "run_dir=None: ",
     "run_dir=/nowhere": "run_dir=/nowhere: ",
@@ -398,11 +429,13 @@ MISTAKES = {
     "data=synthetic model.checkpoint=RUN/student.safetensors calibration=pool": "calibration.path=null: a pool",
     "run_dir=RUN calibrate.batches=0": "calibrate.batches=0: ",
     "run_dir=RUN kd=perhaps": "kd=perhaps: ",
+    "run_dir=RUN recalibrate=1": "recalibrate=1: ",
     "run_dir=RUN steps=-1": "steps=-1: ",
     "run_dir=RUN freeze_batch_norm=3": "freeze_batch_norm=3: ",
     "run_dir=RUN threads=0": "threads=0: ",
     "run_dir=RUN seed=abc": "seed=abc: ",
     "data=synthetic model=lenet model.checkpoint=LENET": "batch",
+    "data=synthetic model=lenet model.checkpoint=LENET calibration=real recalibrate=true": "recalibrate=true: false, ",
 }
 """Overrides, and what the line has to tell."""
 

@@ -41,6 +41,11 @@ def print_compression(summary: dict[str, Any], console: Console) -> None:
     console.print()
     console.print(Text(report_line(summary), style="bold"))
     console.print(Text(f"calibrated on {images['images']:,} images, {where}{control}", style="dim"))
+    for warning in summary.get("warnings", ()):
+        console.print(Text(f"warning: {warning}", style="bold red"))
+    if summary.get("recalibrated"):
+        before = percent(summary["recalibrated"]["accuracy_before"])
+        console.print(Text(f"batch norm estimated anew on them; before, the model had {before}", style="dim"))
     console.print()
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
     for title in ("", "float 32", "compressed"):
