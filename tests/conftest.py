@@ -43,3 +43,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             handler.close()
     root.handlers = before
     root.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A simulation with its pool and a last step, for the tests of compression, which leave it as it is."""
+    from small_compression import TINY  # fl_cmi behind the hook
+
+    from fl_cmi.compose import compose_config
+    from fl_cmi.simulate import run
+
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    run(compose_config([*TINY, "save_pool=true", "compression=w4a8"]), folder)
+    return folder

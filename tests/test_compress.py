@@ -1,121 +1,23 @@
-"""`python -m fl_cmi.compress`, and compression as the last step of a simulation."""
+"""`python -m fl_cmi.compress`."""
 
-import io
 import json
 from pathlib import Path
-from typing import Any
 
-import hydra
 import pytest
 import torch
-from calling import call_main, complaint
-from hydra.core.global_hydra import GlobalHydra
-from rich.console import Console
-from safetensors.torch import load_file, save_file
+from calling import call_main
+from safetensors.torch import load_file
+from small_compression import POOL, QUICK, TINY, compress
 from torch import nn
 
-from fl_cmi.checkpoint.begin import differing
-from fl_cmi.compose import build, compose_config, config_folder, dataset, make_model, plain_config, task
-from fl_cmi.compress import adopted, main, run
+from fl_cmi.compose import compose_config, dataset, make_model, task
+from fl_cmi.compress import main
 from fl_cmi.compression import packing
-from fl_cmi.compression.compressor import CompressionFailure, Written
 from fl_cmi.compression.low_bit import LowBit
 from fl_cmi.compression.simulated import quantized_layers
 from fl_cmi.evaluate import accuracy, predict
-from fl_cmi.last_step import calibration_of
-from fl_cmi.report.table import print_summary
-from fl_cmi.simulate import main as simulate_main
 from fl_cmi.simulate import run as simulate
-from fl_cmi.types import ConfigError
 from fl_cmi.verify import findings
-
-TINY = [
-    "data=synthetic",
-    "partition.alpha=1.0",
-    "model.width=4",
-    "local.epochs=1",
-    "synthesizer.batch_size=16",
-    "server_threads=1",
-    "schedule={epochs:2,batches:1,steps:4,evaluate_every:1}",
-    "backend=local",
-]
-QUICK = ["threads=1", "calibration.images=40", "calibrate.batches=2", "calibrate.batch_size=16"]
-QUICK += ["synthesizer.inversion.steps=2", "synthesizer.batch_size=20"]
-POOL = [override for override in QUICK if not override.startswith(("synthesizer", "calibration"))]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A simulation with its pool and a last step."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    simulate(compose_config([*TINY, "save_pool=true", "compression=w4a8"]), folder)
-    return folder
-
-
-def config_of(*overrides: str) -> dict[str, Any]:
-    with hydra.initialize_config_dir(str(config_folder()), version_base="1.3"):
-        return plain_config(adopted(hydra.compose("compress", list(overrides))))
-
-
-def compress(folder: Path, *overrides: str) -> dict[str, Any]:
-    return run(config_of(*overrides), folder)
-
-
-def test_the_last_step_of_a_simulation(finished: Path) -> None:
-    summary = json.loads((finished / "summary.json").read_text(encoding="utf-8"))
-    compressed = summary["compressed"]
-    assert compressed["compression"]["w"] == 4
-    assert compressed["compression"]["executed"] is False
-    assert compressed["model"]["accuracy"] == summary["student"]["accuracy_last"]
-    assert compressed["student"]["bytes"] == (finished / "compressed.safetensors").stat().st_size
-    pool = load_file(finished / "pool.safetensors")
-    assert set(pool) == {"pixels", "targets", "labels", "clients"}
-    assert pool["pixels"].dtype == torch.uint8
-    assert len(pool["pixels"]) == 32
-
-
-def test_the_last_step_is_shown(finished: Path) -> None:
-    summary = json.loads((finished / "summary.json").read_text(encoding="utf-8"))
-    console = Console(width=100, record=True, file=io.StringIO())
-    print_summary(summary, console)
-    line = "W4A8 simulated: "
-    assert line in console.export_text()
-    page = (finished / "report.html").read_text(encoding="utf-8")
-    assert line in page and "<h2>Compressed</h2>" in page
-
-
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (ConfigError("calibration", 0, "at least one image"), "at least one image"),
-        (ConfigError("model", "X", "another one"), "model=X: another one"),
-        (RuntimeError("shapes differ\nand more"), "RuntimeError: shapes differ"),
-    ],
-)
-def test_a_last_step_that_fails_costs_nothing_else(
-    error: Exception,
-    said: str,
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    def fail(*_: object) -> None:
-        raise error
-
-    monkeypatch.setattr(LowBit, "__call__", fail)
-    assert call_main(simulate_main, monkeypatch, *TINY, "compression=w4a8", "hydra.run.dir=run") == 1
-    line = complaint(capsys.readouterr().err)
-    assert line.startswith(f"fl_cmi: compression: {said}; the run before it is finished")
-    run_dir = folder / "run"
-    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-    assert summary["compressed"] == {"failure": said}
-    assert not list(findings(run_dir))
-    names = {path.name for path in run_dir.iterdir()}
-    assert {"student.safetensors", "pool.safetensors", "report.html"} <= names
-    assert not {"checkpoint", "compressed.safetensors"} & names
-    assert f"failed: {said}" in (run_dir / "report.html").read_text(encoding="utf-8")
-    monkeypatch.undo()
-    compress(folder / "again", f"run_dir={run_dir}", *POOL, "calibration=pool")
 
 
 def test_what_is_measured_is_what_was_written(
@@ -131,54 +33,6 @@ def test_what_is_measured_is_what_was_written(
     )
 
 
-def test_a_broken_file_is_noticed_and_removed(
-    finished: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def save(self: LowBit, small: nn.Module, where: Path) -> Written:
-        (where / "compressed.safetensors").write_text("broken")
-        return Written([where / "compressed.safetensors"])
-
-    monkeypatch.setattr(LowBit, "save", save)
-    (folder / "mine").touch()
-    given = [f"run_dir={finished}", *POOL, "calibration=pool", "hydra.run.dir=here"]
-    assert call_main(main, monkeypatch, *given) == 2
-    assert "compressed.safetensors: a readable .safetensors file" in complaint(capsys.readouterr().err)
-    assert [path.name for path in folder.iterdir()] == ["mine"]
-
-
-NOISE = [
-    *(o for o in QUICK if o != "synthesizer.inversion.steps=2"),
-    "synthesizer=noise",
-    "hydra.run.dir=here",
-]
-
-
-def test_images_outlast_fine_tuning_that_diverges(
-    finished: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    kd = ["kd=true", "steps=6", "distiller.batch_size=8", "distiller.optimizer.lr=1e30", "save_pool=true"]
-    assert call_main(main, monkeypatch, f"run_dir={finished}", *NOISE, *kd) == 1
-    line = complaint(capsys.readouterr().err)
-    assert line.endswith(f"the 40 images synthesized before are in {folder}/here/pool.safetensors")
-    assert len(load_file(folder / "here" / "pool.safetensors")["pixels"]) == 40
-    names = {path.name for path in (folder / "here").iterdir() if not path.name.endswith(".log")}
-    assert names == {".hydra", "pool.safetensors"}
-
-
-def test_a_library_that_fails_is_one_line(
-    finished: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def save(self: LowBit, small: nn.Module, where: Path) -> Written:
-        (where / "compressed.safetensors").write_text("first of two")
-        raise CompressionFailure("compression.onnx: too far")
-
-    monkeypatch.setattr(LowBit, "save", save)
-    assert call_main(main, monkeypatch, f"run_dir={finished}", *NOISE) == 1
-    assert complaint(capsys.readouterr().err).startswith("fl_cmi: compression.onnx: too far; the 40 images")
-    names = {path.name for path in (folder / "here").iterdir() if not path.name.endswith(".log")}
-    assert names == {".hydra", "pool.safetensors"}
-
-
 def test_the_readme_loads_what_was_written(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text(encoding="utf-8"))
     data = dataset(summary["config"])
@@ -186,43 +40,6 @@ def test_the_readme_loads_what_was_written(finished: Path) -> None:
     small = packing.load(finished / "compressed.safetensors", model)
     found = accuracy(predict(small, data.test, torch.device("cpu")), data.test)
     assert found == summary["compressed"]["student"]["accuracy_last"]
-
-
-@pytest.mark.parametrize("left", ["summary.json", "integrity.json", "checkpoint/0.json"])
-def test_the_folder_of_another_run_is_refused(
-    left: str,
-    finished: Path,
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    there = folder / "there" / left
-    there.parent.mkdir(parents=True)
-    there.write_text("{}")
-    given = [f"run_dir={finished}", *POOL, "calibration=pool", f"hydra.run.dir={folder}/there"]
-    assert call_main(main, monkeypatch, *given) == 2
-    assert complaint(capsys.readouterr().err).startswith(
-        f"fl_cmi: hydra.run.dir={folder}/there: a folder without"
-    )
-    assert there.read_text() == "{}"
-    assert not (folder / "there" / "compressed.safetensors").exists()
-
-
-def test_a_run_may_go_on_without_its_last_step() -> None:
-    begun = compose_config([*TINY, "compression=w4a8"])
-    assert not differing(begun, compose_config([*TINY, "compression=none"]))
-
-
-def test_nothing_is_compressed_or_saved_unasked(tmp_path: Path) -> None:
-    assert "compressed" not in simulate(compose_config(TINY), tmp_path)
-    assert not (tmp_path / "pool.safetensors").exists()
-    assert not (tmp_path / "compressed.safetensors").exists()
-
-
-def test_strategies_without_images_have_no_last_step(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"compression=LowBit: none, because only strategy=fed_cmi"):
-        simulate(compose_config([*TINY, "strategy=fedavg", "compression=w4a8"]), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -289,40 +106,15 @@ def test_a_checkpoint_needs_no_run(finished: Path, tmp_path: Path) -> None:
     assert summary["model"]["accuracy"] == original["student"]["accuracy_last"]
 
 
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The exit code of `python -m fl_cmi.compress` with these arguments."""
-    monkeypatch.setattr("sys.argv", ["fl_cmi.compress", *arguments])
-    try:
-        main()
-    except SystemExit as end:
-        assert isinstance(end.code, int)
-        return end.code
-    return 0
-
-
 def test_the_command_line(
     finished: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = [f"run_dir={finished}", *POOL, "calibration=pool", "hydra.run.dir=here"]
-    assert call(monkeypatch, *given) == 0
+    assert call_main(main, monkeypatch, *given) == 0
     said = capsys.readouterr().out
     assert said.splitlines()[-1] == str(folder / "here")
     assert "W8A8 simulated: " in said
     assert {"summary.json", "compressed.safetensors"} <= {path.name for path in (folder / "here").iterdir()}
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_int8_as_a_last_step(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("torchao")
-    assert call_main(simulate_main, monkeypatch, *TINY, "compression=int8", "hydra.run.dir=run") == 0
-    assert "W8A8 int8 kernels: " in capsys.readouterr().out
-    summary = json.loads((folder / "run" / "summary.json").read_text(encoding="utf-8"))["compressed"]
-    assert summary["student"]["bytes"] == (folder / "run" / "int8.pt2").stat().st_size
-    assert summary["compression"]["executed"] is True
-    assert summary["compression"]["int8_kernels"] > 0
-    assert not list(findings(folder / "run"))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -344,18 +136,6 @@ def test_int8_and_onnx(
     assert accuracy(torch.from_numpy(logits), test) == pytest.approx(
         summary["student"]["accuracy_last"], abs=0.1
     )
-
-
-def test_the_last_step_calibrates_as_the_command_does() -> None:
-    config = config_of("data=fashion_mnist", "model.checkpoint=x")
-
-    def parts(value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return [parts(part) for part in value]
-        return (type(value), parts(list(vars(value).values()))) if hasattr(value, "__dict__") else value
-
-    ours = calibration_of(build(config["augment"], "augment"))
-    assert parts(ours) == parts(build(config["calibrate"], "calibrate"))
 
 
 def test_a_saved_pool_says_where_it_comes_from(finished: Path, tmp_path: Path) -> None:
@@ -405,85 +185,3 @@ def test_batch_norm_can_be_estimated_anew(averaged: Path, finished: Path, tmp_pa
     assert [torch.equal(files[0][name], files[1][name]) for name in names] == [False, True, True]
     own = compress(tmp_path / "own", f"run_dir={finished}", *POOL, "calibration=pool")
     assert own["warnings"] == [], "the student of fed_cmi was trained"
-
-
-MISTAKES = {
-    "": "run_dir=None: ",
-    "run_dir=/nowhere": "run_dir=/nowhere: ",
-    "run_dir=RUN model.checkpoint=x": "run_dir=RUN: ",
-    "data=synthetic model.checkpoint=/nowhere": "model.checkpoint=/nowhere: ",
-    "run_dir=RUN model.width=8": "model.width=8: nothing, because run_dir",
-    "run_dir=RUN data=digits": "data=digits: nothing, because run_dir",
-    "run_dir=RUN compression.w=1": "compression.w=1: ",
-    "run_dir=RUN compression.w=many": "compression.w=many: ",
-    "run_dir=RUN compression=none": "compression=none: ",
-    "run_dir=RUN calibration=nope": "synthesized",
-    "run_dir=RUN calibration=pool calibration.path=/nowhere": "calibration.path=/nowhere: ",
-    "run_dir=RUN calibration.images=0": "calibration.images=0: ",
-    "run_dir=RUN calibration.images=1": "calibration.images=1: an integer >= 2",
-    "run_dir=RUN calibration=real calibration.images=1": "calibration.images=1: an integer >= 2",
-    "run_dir=RUN calibration=pool calibration.path=BLACK": "calibration.path=BLACK: images that differ",
-    "run_dir=RUN calibration=pool calibration.path=POINT": "calibration.path=POINT: a pool with at least two",
-    "run_dir=LIST": "run_dir=LIST: the folder of a finished simulation",
-    "run_dir=NUMBER": "run_dir=NUMBER: the folder of a finished simulation",
-    "data=synthetic model.checkpoint=RUN/student.safetensors calibration=pool": "calibration.path=null: a pool",
-    "run_dir=RUN calibrate.batches=0": "calibrate.batches=0: ",
-    "run_dir=RUN kd=perhaps": "kd=perhaps: ",
-    "run_dir=RUN recalibrate=1": "recalibrate=1: ",
-    "run_dir=RUN steps=-1": "steps=-1: ",
-    "run_dir=RUN freeze_batch_norm=3": "freeze_batch_norm=3: ",
-    "run_dir=RUN threads=0": "threads=0: ",
-    "run_dir=RUN seed=abc": "seed=abc: ",
-    "data=synthetic model=lenet model.checkpoint=LENET": "batch",
-    "data=synthetic model=lenet model.checkpoint=LENET calibration=real recalibrate=true": "recalibrate=true: false, ",
-}
-"""Overrides, and what the line has to tell."""
-
-
-@pytest.fixture(scope="module")
-def spoiled(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Pools of black images and of none, and folders whose summary is no run's."""
-    base = tmp_path_factory.mktemp("spoiled")
-    pool = load_file(finished / "pool.safetensors")
-    save_file({**pool, "pixels": torch.zeros_like(pool["pixels"])}, base / "black.safetensors")
-    save_file({**pool, "pixels": torch.tensor(1, dtype=torch.uint8)}, base / "point.safetensors")
-    for name, said in {"list": "[]", "number": '{"config": 5}'}.items():
-        (base / name).mkdir()
-        (base / name / "summary.json").write_text(said)
-    return {
-        "BLACK": base / "black.safetensors",
-        "POINT": base / "point.safetensors",
-        "LIST": base / "list",
-        "NUMBER": base / "number",
-    }
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_line_and_leaves_nothing(
-    mistake: str,
-    finished: Path,
-    spoiled: dict[str, Path],
-    folder: Path,
-    tmp_path_factory: pytest.TempPathFactory,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    said_so = MISTAKES[mistake]
-    lenet = tmp_path_factory.mktemp("lenet") / "lenet.safetensors"
-    if "LENET" in mistake:
-        from fl_cmi.report.folder import save_state
-
-        config = config_of("data=synthetic", "model=lenet")
-        node = {key: value for key, value in config["model"].items() if key != "checkpoint"}
-        save_state(make_model(node, task(dataset(config)), 0).state_dict(), lenet)
-        GlobalHydra.instance().clear()
-    for name, path in {"RUN": finished, "LENET": lenet, **spoiled}.items():
-        mistake, said_so = mistake.replace(name, str(path)), said_so.replace(name, str(path))
-    given = mistake
-    assert call(monkeypatch, *given.split(), "threads=1" if "threads" not in given else "seed=0") == 2
-    said = capsys.readouterr()
-    lines = said.err.splitlines()
-    assert len(lines) == 1, said.err
-    assert lines[0].startswith("fl_cmi: ")
-    assert said_so in lines[0]
-    assert list(folder.iterdir()) == []
