@@ -85,7 +85,7 @@ def test_the_folder_of_another_run_is_refused(
 
 
 MISTAKES = {
-    "": "run_dir=None: ",
+    "": "run_dir=null: ",
     "run_dir=/nowhere": "run_dir=/nowhere: ",
     "run_dir=RUN model.checkpoint=x": "run_dir=RUN: ",
     "data=synthetic model.checkpoint=/nowhere": "model.checkpoint=/nowhere: ",
