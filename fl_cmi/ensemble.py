@@ -53,13 +53,11 @@ class Learns(Protocol):
 
     def begin(self, clients: Sequence[int]) -> None:
         """A round with these clients begins."""
-        ...
 
     def learn(
         self, ensemble: "Ensemble", pool: Pool, batch_size: int, epoch: int, rng: torch.Generator
     ) -> None:
         """One pass over the pool, in the round's epoch of this number, from 0."""
-        ...
 
     def weights(self, clients: Sequence[int]) -> Tensor:
         """As they stand, one for the teacher of each of these clients."""

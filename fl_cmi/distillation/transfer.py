@@ -35,11 +35,9 @@ class Schedule(Protocol):
 
     def __call__(self, transfer: "Transfer") -> None:
         """Carry the round out."""
-        ...
 
     def check(self, synthesizer: Synthesizer, distiller: Distiller) -> None:
         """Raise ConfigError where the schedule cannot use these."""
-        ...
 
 
 @dataclass
