@@ -75,31 +75,50 @@ def run(folder: Path, schedule: Schedule, budget_s: float | None) -> tuple[Clock
     return clock, metrics, MetricsLog.read(log.path), shares
 
 
-def test_a_pool_grows_until_the_time_is_up(tmp_path: Path) -> None:
-    # An epoch takes 4 + 2 * .5 = 5 s, so the fifth is the first that ends after 22 s.
+def test_a_pool_grows_until_there_is_time_for_a_lesson_only(tmp_path: Path) -> None:
+    # An epoch takes 4 + 2 * .5 = 5 s. After 20 s another batch would leave no time for its lesson: two lessons follow.
     clock, metrics, log, shares = run(tmp_path, GrowPool(epochs=10**9, steps=2, evaluate_every=10**9), 22)
-    assert clock.now == 1000 + 25
-    assert metrics["images"] == 5 * 4
-    assert [row["epoch"] for row in log if row["event"] == "evaluate"] == [5]
-    # Lessons begin after 4, 9, 14, 19 and 24 s; the time that counts are the 18 s from the first of them on.
-    ends = [0, 0, (10 - 4) / 18, (15 - 4) / 18, (20 - 4) / 18, 1]
+    assert clock.now == 1000 + 22
+    assert metrics["images"] == 4 * 4
+    assert [row["epoch"] for row in log if row["event"] == "evaluate"] == [6]
+    # Lessons begin after 4, 9, 14, 19, 20 and 21 s; the time that counts are the 18 s from the first of them on.
+    ends = [0, 0, (10 - 4) / 18, (15 - 4) / 18, (20 - 4) / 18, (21 - 4) / 18, 1]
     expected = [share for a, b in zip(ends, ends[1:], strict=False) for share in (a, (a + b) / 2)]
     assert shares == pytest.approx(expected)
 
 
-def test_batches_of_one_epoch_stop_too_and_one_lesson_follows(tmp_path: Path) -> None:
-    clock, metrics, _, shares = run(tmp_path, GrowPool(epochs=3, batches=100, steps=2), 10)
-    assert metrics["images"] == 3 * 4
-    assert clock.now == 1000 + 12 + 1
-    # There was no lesson yet when the time was up: it goes from the full rate to none.
-    assert shares == pytest.approx([0, 0.5])
+def test_batches_of_one_epoch_leave_half_of_the_time_to_the_first_lesson(tmp_path: Path) -> None:
+    clock, metrics, _, shares = run(tmp_path, GrowPool(epochs=3, batches=100, steps=2), 40)
+    # 16 s, a lesson, from 17 to 37 s, a lesson, and another one, because 4 s more would be too many.
+    assert metrics["images"] == (4 + 5) * 4
+    assert clock.now == 1000 + 39
+    assert len(shares) == 3 * 2
 
 
-def test_time_that_ends_within_the_warmup_leaves_one_lesson(tmp_path: Path) -> None:
-    clock, metrics, _, shares = run(tmp_path, GrowPool(epochs=10**6, steps=2, warmup=20), 10)
-    assert metrics["images"] == 3 * 4
-    assert clock.now == 1000 + 12 + 1
-    assert shares == pytest.approx([0, 0.5])
+def test_a_lesson_ends_with_the_time(tmp_path: Path) -> None:
+    clock, metrics, _, shares = run(tmp_path, GrowPool(epochs=10**9, steps=1000), 50)
+    # Ten steps take 5 s: pieces begin after 4, 9, ... 49 s.
+    assert metrics["images"] == 4
+    assert clock.now == 1000 + 54
+    assert len(shares) == 10 * 10
+    assert shares == sorted(shares)
+    assert shares[-1] > 0.9
+
+
+def test_without_lessons_batches_have_all_the_time(tmp_path: Path) -> None:
+    clock, metrics, _, shares = run(tmp_path, GrowPool(epochs=10**9, steps=0), 30)
+    # The first batch cannot know: half of the time is left for a lesson, which takes none.
+    assert metrics["images"] == 8 * 4
+    assert clock.now == 1000 + 32
+    assert shares == []
+
+
+def test_time_for_a_lesson_ends_the_warmup(tmp_path: Path) -> None:
+    clock, metrics, log, shares = run(tmp_path, GrowPool(epochs=10**6, steps=2, warmup=20), 30)
+    # Three batches in 12 s; then epochs of 5 s until 28 s, and two lessons.
+    assert metrics["images"] == (3 + 3) * 4
+    assert clock.now == 1000 + 30
+    assert len(shares) == 6 * 2
 
 
 def test_a_generator_stops_within_an_epoch_and_still_shows_images(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from fl_cmi.bank import Pool
 from fl_cmi.checkpoint.tree import Tree, pack, unpack
 from fl_cmi.compose import build, compose_config
 from fl_cmi.distillation.budget import Clock
-from fl_cmi.distillation.transfer import transfer
+from fl_cmi.distillation.distiller import Lesson
+from fl_cmi.distillation.transfer import Transfer, transfer
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
 from fl_cmi.report.summary import digest
@@ -63,6 +64,7 @@ def outcome(
     clock: Clock = time.perf_counter,
     budget_s: float | None = None,
     teachers: int = 3,
+    **schedule: int,
 ) -> dict[str, Any]:
     """What a round of the shrunk configuration comes to."""
     pool, student = Pool(), network(9)
@@ -72,7 +74,7 @@ def outcome(
         build(shrink(config["synthesizer"]), "synthesizer"),
         build(shrink(config["distiller"]), "distiller"),
         pool,
-        build(shrink(config["schedule"]), "schedule"),
+        build({**shrink(config["schedule"]), **schedule}, "schedule"),
         task=TASK,
         seed=0,
         server_round=1,
@@ -147,18 +149,45 @@ def test_time_that_was_up_stays_up(tmp_path: Path) -> None:
         return lambda: start + next(times)
 
     config = compose_config(["data=synthetic", "schedule.warmup=0"])
-    config["schedule"] = {**config["schedule"], "epochs": 50}
     whole = Kept()
-    outcome(config, MetricsLog(tmp_path / "whole.jsonl"), whole, ticking(0.0), 12.0)
+    outcome(config, MetricsLog(tmp_path / "whole.jsonl"), whole, ticking(0.0), 60.0, epochs=50)
     last = unpack(*whole.points[-1])["replay"]
-    assert last["over_since"] is not None or last["actions"] < 150
+    assert last["yes"]
+    assert 4 < last["actions"] < 100
     for number, point in enumerate(whole.points):
         again = Kept(point)
         # So much later that every question asked anew would find the time up.
-        outcome(config, MetricsLog(tmp_path / f"{number}.jsonl"), again, ticking(1000.0), 12.0)
+        outcome(config, MetricsLog(tmp_path / f"{number}.jsonl"), again, ticking(1000.0), 60.0, epochs=50)
         spent = unpack(*point)["replay"]["budget"]["elapsed"]
-        assert len(again.points) + number + 1 >= len(whole.points) - 1
-        assert spent <= 30
+        assert abs(len(again.points) + number + 1 - len(whole.points)) <= 2
+        assert spent <= 80
+
+
+@pytest.mark.parametrize("warmup", [0, 20])
+def test_under_a_budget_any_point_alone_is_enough(
+    warmup: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock that moves with the work: batches, lessons and what they are worth come out the same."""
+    now, ask, make = [0.0], Lesson.ask, Transfer._synthesize
+
+    def slow_ask(*given: Any) -> Any:
+        now[0] += 0.5
+        return ask(*given)
+
+    def slow_make(*given: Any) -> Any:
+        now[0] += 4.0
+        return make(*given)
+
+    monkeypatch.setattr(Lesson, "ask", slow_ask)
+    monkeypatch.setattr(Transfer, "_synthesize", slow_make)
+    config, more = compose_config(["data=synthetic"]), {"warmup": warmup, "epochs": 50, "steps": 12}
+    whole = Kept()
+    expected = outcome(config, MetricsLog(tmp_path / "whole.jsonl"), whole, lambda: now[0], 60.0, **more)
+    assert len(whole.points) > 10
+    for number, point in enumerate(whole.points):
+        now[0] = 1000.0 * number
+        again = MetricsLog(tmp_path / f"{number}.jsonl")
+        assert outcome(config, again, Kept(point), lambda: now[0], 60.0, **more) == expected
 
 
 def test_bits_and_strides_survive() -> None:

@@ -11,6 +11,9 @@ __all__ = ["CLOCKS", "Budget", "Clock", "checked_budget", "clock_called"]
 
 Clock = Callable[[], float]
 
+PIECE = 10
+"""Steps of distillation between two looks at the clock."""
+
 CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 """`cpu` is the time of all threads of this process: equal work on a machine that others share."""
 
@@ -42,11 +45,13 @@ def checked_budget(seconds: Any) -> float | None:
 class Budget:
     """Seconds from now on, and where in them the learning rate stands. Without a limit it changes nothing.
 
-    A schedule asks `over` between batches and between lessons and finishes the epoch at hand with one lesson more, so
-    a round takes a little longer than its budget. The share of the round that a lesson's learning rate follows
-    is that of the seconds since the first lesson began, not that of the steps: lessons lie end to end over [0, 1],
-    each reaching the time at which it ends if it takes as long as the one before; so the last one ends at 1 (or close
-    to it, where it takes longer than expected).
+    Where a pool grows, synthesis ends in time for a lesson (`due`), and lessons end with the time (`over`), so a round
+    takes longer than its budget by a few steps at most, unless a batch takes more than half of it. Other schedules
+    finish the iteration at hand, with one lesson.
+
+    The share of the round that a lesson's learning rate follows is that of the seconds since the first lesson began,
+    not that of the steps: lessons lie end to end over [0, 1], each reaching the time at which it ends if it takes as
+    long as the one before; so the last one ends at 1 (or close to it, where it takes longer than expected).
 
     Args:
         seconds: The limit, > 0, or None.
@@ -58,15 +63,18 @@ class Budget:
         self.start = clock()
         self.first: float | None = None
         self.length = self.taught = 0.0
+        self.batch, self.whole = 0.0, None if seconds is None else seconds / 2
 
     def state_dict(self) -> dict[str, float | None]:
-        """Seconds spent, and what is known of lessons."""
-        return {"elapsed": self.elapsed, "first": self.first, "length": self.length, "taught": self.taught}
+        """Seconds spent, and what is known of batches and lessons."""
+        names = ("elapsed", "first", "length", "taught", "batch", "whole")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as if the time between had not passed."""
         self.start = self.clock() - state["elapsed"]
-        self.first, self.length, self.taught = state["first"], state["length"], state["taught"]
+        for name in ("first", "length", "taught", "batch", "whole"):
+            setattr(self, name, state[name])
 
     @property
     def elapsed(self) -> float:
@@ -77,6 +85,30 @@ class Budget:
     def over(self) -> bool:
         """Whether the time is up."""
         return self.seconds is not None and self.elapsed >= self.seconds
+
+    @property
+    def due(self) -> bool:
+        """Whether another batch would take of the next lesson's time: what the last one took, or half of all."""
+        another = self.batch + self.whole if self.whole else 0.0  # without lessons batches have all the time
+        return self.seconds is not None and self.elapsed + another >= self.seconds
+
+    def pieces(self, steps: int, planned: tuple[float, float]) -> Iterator[tuple[int, tuple[float, float]]]:
+        """A lesson of so many steps in one piece, or in short ones, of which only the first may begin too late.
+
+        Args:
+            steps: Of all pieces, >= 0.
+            planned: The share (from, to) of the round, by steps.
+
+        Yields:
+            A piece's steps, and its share by steps or by time.
+        """
+        begin, piece = self.elapsed, PIECE if self.seconds is not None else max(1, steps)
+        for first in range(0, steps, piece):
+            if first and self.over:
+                break
+            with self.lesson(planned) as share:
+                yield min(piece, steps - first), share
+        self.whole = self.elapsed - begin
 
     @contextmanager
     def lesson(self, planned: tuple[float, float]) -> Iterator[tuple[float, float]]:

@@ -1,6 +1,7 @@
 """How synthesis and distillation alternate.
 
-Each schedule ends after its epochs or, where the transfer has a budget, with the epoch in which the time is up.
+Each schedule ends after its epochs or, where the transfer has a budget, when the time is up. Where a pool grows,
+synthesis leaves time for a lesson, half of the budget for the first; a lesson ends with the time.
 """
 
 from collections.abc import Sequence
@@ -54,14 +55,15 @@ class GrowPool:
 
     def __call__(self, transfer: Transfer) -> None:
         """Grow the pool and teach it, in turn."""
-        lessons = self.epochs - self.warmup
+        lessons, warming = self.epochs - self.warmup, True
         with transfer.phase(self.epochs) as phase:
             for epoch in range(self.epochs):
                 transfer.grow(self.batches)
                 transfer.tune(epoch)
                 taught = epoch - self.warmup
-                # Time that ends within the warm-up still leaves one lesson.
-                if taught >= 0 or transfer.over:
+                # Time for a lesson ends the warm-up.
+                warming = warming and taught < 0 and not transfer.replay.due
+                if not warming:
                     share = taught / lessons, (taught + 1) / lessons
                     if self.steps is None:
                         transfer.distil(Shuffled(transfer.pool), transfer.steps_of_a_pass, share)
@@ -109,7 +111,7 @@ class Alternate:
                     transfer.train_generator()
                     done = epoch * self.iterations + iteration
                     transfer.distil(fresh, self.steps, (done / total, (done + 1) / total))
-                    if transfer.over:
+                    if transfer.replay.over:
                         break
                 if closed(transfer, phase, epoch + 1, self.epochs, self.evaluate_every, self.show):
                     break
@@ -148,7 +150,7 @@ class GeneratorFirst:
             for _ in range(self.generator_batches):
                 transfer.train_generator()
                 phase.advance(1, note=transfer.note())
-                if transfer.over:
+                if transfer.replay.over:
                     break
             transfer.keep(fresh, self.show)
             for epoch in range(self.epochs):
@@ -220,7 +222,7 @@ def closed(
         evaluate_every: Epochs between two looks at the student; the last one is looked at in any case.
         show: Fresh images that go into the pool after the last epoch.
     """
-    last = done == total or transfer.over
+    last = done == total or transfer.replay.over
     if last and show:
         transfer.keep(FreshImages(transfer), show)
     transfer.report(done, look=last or done % evaluate_every == 0)

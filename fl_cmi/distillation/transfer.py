@@ -44,10 +44,8 @@ class Schedule(Protocol):
 class Transfer:
     """A round's state, and the three things that a schedule does: synthesize, distil and look at the student.
 
-    Every batch and every lesson has its own random stream, so leaving one out shifts no other.
-
-    One that goes on from a checkpoint has its schedule begin anew, and does nothing for the actions that were done
-    before; see `Replay`.
+    Every batch and every lesson has its own random stream, so leaving one out shifts no other. One that goes on from a
+    checkpoint has its schedule begin anew, and does nothing for the actions that were done before; see `Replay`.
 
     Args:
         ensemble: The teachers.
@@ -94,11 +92,6 @@ class Transfer:
         """The random stream of batch or lesson `number`."""
         return stream(self.seed, what, "round", self.server_round, "number", number)
 
-    @property
-    def over(self) -> bool:
-        """Whether the round's time is up: the schedule is to finish the epoch at hand."""
-        return self.replay.over
-
     def reached(self) -> None:
         """Tell that a batch or a lesson is done."""
         if self.checkpoints is not None:
@@ -118,19 +111,20 @@ class Transfer:
         return self.made
 
     def grow(self, batches: int) -> None:
-        """Synthesize so many batches, at least one, and put them into the pool, labelled by the whole ensemble."""
+        """Put so many new batches, labelled, into the pool; fewer where a lesson is due, but the round's first one."""
         # A crew makes them all at once, unless time may be up in between.
         at_once = 1 if self.crew is None else batches if self.budget.seconds is None else self.crew.number
         with self.progress.phase("synthesis", total=batches) as phase:
             for first in range(0, batches, at_once):
-                if first and self.over:
+                if self.replay.actions and self.replay.due:
                     break
-                end, coming = min(first + at_once, batches), None
+                end, coming, begin = min(first + at_once, batches), None, self.budget.elapsed
                 for batch in range(first, end):
                     if self.replay.act():
                         coming = self._made(end - batch) if coming is None else coming
                         made, labels = next(coming)
                         self.pool.add(made.x, made.y, labels, made.client)
+                        self.budget.batch = self.budget.elapsed - begin
                         self.reached()
                     phase.advance()
 
@@ -171,10 +165,15 @@ class Transfer:
 
     def distil(self, draws: Draws, steps: int, share: tuple[float, float]) -> None:
         """Teach the student for so many steps, with the learning rate of the share (from, to) of the round."""
-        if self.replay.act() and steps:
-            with self.progress.phase("distillation"), self.budget.lesson(share) as share:
-                rng = self.stream("distillation", self.num_lessons)
-                self.loss = self.lesson(self.ensemble, draws, steps, share, rng)
+        if not self.replay.act():
+            return
+        losses: list[float] = []
+        with self.progress.phase("distillation"):
+            rng = self.stream("distillation", self.num_lessons)
+            for number, part in self.budget.pieces(steps, share):
+                losses += [self.lesson(self.ensemble, draws, number, part, rng)] * number
+        if losses:
+            self.loss = sum(losses) / len(losses)
             self.num_lessons += 1
             self.reached()
 
