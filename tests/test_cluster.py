@@ -150,7 +150,7 @@ def test_what_differs_is_named() -> None:
     there = Surroundings({**here.needed, "torch": "1.0"}, here.nice)
     assert str(there.mistake(here, "10.0.0.2")).endswith(f"there torch 1.0, here {here.needed['torch']}")
     missing = Surroundings(here.needed, here.nice, ("data.root", None, "no such folder"))
-    assert str(missing.mistake(here, "10.0.0.2")) == "data.root=None: on 10.0.0.2: no such folder"
+    assert str(missing.mistake(here, "10.0.0.2")) == "data.root=null: on 10.0.0.2: no such folder"
 
 
 def test_a_machine_holds_as_many_actors_as_each_of_its_resources_allows() -> None:

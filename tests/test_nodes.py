@@ -27,7 +27,7 @@ def test_the_defaults_fit(strategy: str, synthesizer: str) -> None:
     [
         ({"_target_": POOL, "capacity": "x"}, "a.capacity=x: an integer"),
         ({"_target_": POOL, "capacity": 1.5}, "a.capacity=1.5: an integer"),
-        ({"_target_": POOL, "capacity": True}, "a.capacity=True: an integer"),
+        ({"_target_": POOL, "capacity": True}, "a.capacity=true: an integer"),
         ({"_target_": CONVNET, "_partial_": True, "width": "two"}, "a.width=two: an integer"),
         ({"_target_": "fl_cmi.synthesis.terms.one_hot.OneHot", "weight": "x"}, "a.weight=x: a number"),
         ({"_target_": ADVERSARIAL, "weight": "x"}, "a.weight=x: a number"),
@@ -36,7 +36,7 @@ def test_the_defaults_fit(strategy: str, synthesizer: str) -> None:
             {"_target_": INVERSION, "terms": {"t": {"_target_": ADVERSARIAL, "weight": []}}},
             "a.terms.t.weight=",
         ),
-        ({"list": [{"_target_": POOL, "capacity": None}]}, "a.list.0.capacity=None: an integer"),
+        ({"list": [{"_target_": POOL, "capacity": None}]}, "a.list.0.capacity=null: an integer"),
         ({"_target_": INVERSION, "contrast": 2}, "a.contrast=2: a Contrast or null"),
         ({"_target_": INVERSION, "source": "x"}, "a.source=x: a Source"),
         ({"_target_": GROW, "_partial_": 3}, "a._partial_=3: true or false"),

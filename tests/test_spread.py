@@ -32,7 +32,7 @@ from fl_cmi.types import ConfigError
         ("server.worker_cpus=0", "server.worker_cpus=0: a number > 0"),
         ("server.worker_cpus=1.5", "server.worker_cpus=1.5: a whole number or a fraction of 1"),
         ("server.worker_gpus=-1", "server.worker_gpus=-1: a whole number or a fraction of 1"),
-        ("server=null", "server=None: its keys"),
+        ("server=null", "server=null: its keys"),
     ],
 )
 def test_what_makes_no_sense_is_named(given: str, said: str, tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ def test_schedules_and_parameter_groups() -> None:
 @pytest.mark.parametrize(
     ("arguments", "key"),
     [
-        ({}, "local.epochs=None"),
+        ({}, "local.epochs=null"),
         ({"epochs": 1, "steps": 1}, "local.epochs=1"),
         ({"epochs": 0}, "local.epochs=0"),
         ({"steps": -1}, "local.steps=-1"),

@@ -220,5 +220,5 @@ def test_schedules_on_fresh_images_refuse_what_needs_a_pool(tmp_path: Path, sche
 )
 @pytest.mark.parametrize("value", [-1, 0.5, True])
 def test_schedule_out_of_range_is_named(kind: Any, name: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=f"schedule.{name}={value}"):
+    with pytest.raises(ConfigError, match=f"schedule.{name}={str(value).lower()}"):
         kind(**{name: value})
