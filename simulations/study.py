@@ -141,11 +141,11 @@ def options_of(
 
 def mistake_of(study: Study, options: argparse.Namespace) -> str | None:
     """What is wrong with the overrides, if no method takes them; what one of them does not take, its run tells."""
-    said = None
-    for name in options.methods if options.overrides else ():
+    said, cells = None, plan(study, options) if options.overrides else []
+    for cell in {cell.where["method"]: cell for cell in cells}.values():
         try:
             check_arguments(options.overrides)
-            check(compose_config([*study.setting, *study.methods[name].overrides, *options.overrides]))
+            check(compose_config(cell.overrides))
         except (ConfigError, HydraException, OmegaConfBaseException) as error:
             said = " ".join(str(error).split())
         else:

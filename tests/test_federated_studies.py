@@ -383,6 +383,11 @@ def test_a_configuration_that_does_not_compose_is_a_failure(tmp_path: Path) -> N
     assert set(METHODS) >= {"feddf", "fedgen", "scaffold"}
 
 
+@pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.program)
+def test_overrides_that_fit_are_taken(study: Study) -> None:
+    assert options_of(study, ["--", "backend=local"]).overrides == ["backend=local"]
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
