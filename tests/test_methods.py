@@ -193,7 +193,7 @@ def test_a_method_takes_as_many_batches_and_steps_as_published(
 def test_methods_that_read_batch_norm_refuse_teachers_without(name: str) -> None:
     """CMI's family, DeepInversion's and DFQ; the others are for any teacher."""
     needy = name.startswith(
-        ("cmi", "fast_cmi", "fed_cmi", "dfq", "dense", "deep_inversion", "adaptive", "f_adi")
+        ("cmi", "fast_cmi", "fed_cmi", "per_client", "dfq", "dense", "deep_inversion", "adaptive", "f_adi")
     )
     synthesizer = build(configured(name)["synthesizer"], "synthesizer")
     lenets = ensemble(make=lambda k: LeNet(SHAPE, CLASSES, (0.5,), (0.25,)))

@@ -136,7 +136,7 @@ class Timed:
     """
 
     def __init__(self, local: LocalTraining) -> None:
-        self.local = local
+        self.local, self.remembers_visits = local, local.remembers_visits
 
     def __call__(
         self,
@@ -146,10 +146,11 @@ class Timed:
         device: torch.device,
         proximal_mu: float = 0.0,
         session: Session | None = None,
+        rounds: int = 0,
     ) -> dict[str, float]:
         """As `LocalTraining`, and the seconds."""
         start = time.perf_counter()
-        metrics = self.local(model, images, rng, device, proximal_mu, session)
+        metrics = self.local(model, images, rng, device, proximal_mu, session, rounds)
         return {**metrics, SECONDS: time.perf_counter() - start}
 
 
