@@ -36,7 +36,7 @@ FEDGENS_OWN = (
     "local.round_decay=0.99",
     "local.decay_by=last_visit",
 )
-"""Its weights of 10 belong to these steps: at .05 with momentum .9 twenty rounds of skewed clients end at 16 %."""
+"""Its weights of 10 belong to these steps: .05 with momentum .9 is too much for them."""
 
 OURS = ("experiment=fmnist_oneshot", *ENDLESS[:1])
 
