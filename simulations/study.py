@@ -141,10 +141,15 @@ def options_of(
 
 def mistake_of(study: Study, options: argparse.Namespace) -> str | None:
     """What is wrong with the overrides, if no method takes them; what one of them does not take, its run tells."""
-    said, cells = None, plan(study, options) if options.overrides else []
-    for cell in {cell.where["method"]: cell for cell in cells}.values():
+    if not options.overrides:
+        return None
+    try:
+        check_arguments(options.overrides)
+    except ConfigError as error:
+        return str(error)
+    said = None
+    for cell in {cell.where["method"]: cell for cell in plan(study, options)}.values():
         try:
-            check_arguments(options.overrides)
             check(compose_config(cell.overrides))
         except (ConfigError, HydraException, OmegaConfBaseException) as error:
             said = " ".join(str(error).split())
