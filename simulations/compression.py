@@ -22,9 +22,9 @@ from pathlib import Path
 
 from fl_cmi.compress import adopted
 from simulations.compression_tables import KEYS, write_tables
-from simulations.known import add_option, covered, typed
+from simulations.known import add_option, check_overrides, covered, typed
 from simulations.methods import SMALL_GENERATOR
-from simulations.sweep import CARRIAGE, BusyError, Cell, Launch, Result, Value, cores, launcher, sweep
+from simulations.sweep import BusyError, Cell, Launch, Result, Value, cores, launcher, sweep
 
 __all__ = ["IMAGES", "Plan", "main", "options_of", "plan"]
 
@@ -173,10 +173,7 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("outputs/compression"))
     parser.add_argument("--dry-run", action="store_true", help="print the commands only")
     options = parser.parse_args(arguments)
-    for override in options.overrides if options.known.rows else ():
-        key = override.partition("=")[0]
-        if key.split(".")[0] not in ("steps", *CARRIAGE):
-            parser.error(f"--known: its rows do not tell whether they had {override}")
+    check_overrides(parser, options, told=("steps",))
     options.threads = options.threads or max(1, cores() // max(options.jobs, 1))
     if options.jobs < 1 or options.jobs > 1 and options.jobs * options.threads > cores():
         parser.error(f"--jobs: {options.jobs} of {options.threads} threads on {cores()} cores")

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from simulations.sweep import Value
+from simulations.sweep import CARRIAGE, Value
 
-__all__ = ["NOTHING", "Known", "Row", "add_option", "covered", "joined", "typed"]
+__all__ = ["NOTHING", "Known", "Row", "add_option", "check_overrides", "covered", "joined", "typed"]
 
 Row = dict[str, Any]
 
@@ -43,6 +43,21 @@ def add_option(parser: argparse.ArgumentParser, keys: Sequence[str], more: Seque
         metavar="CSV",
         help="a table that this program wrote before: its rows join the new ones, and their runs are left out",
     )
+
+
+def check_overrides(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, told: Sequence[str] = ()
+) -> None:
+    """End with an error of the command line for overrides beside `--known` of which its rows tell nothing.
+
+    Args:
+        parser: Of the options.
+        options: With `known` and `overrides`.
+        told: Keys that the rows do tell.
+    """
+    for override in options.overrides if options.known.rows else ():
+        if override.lstrip("+~").partition("=")[0].split(".")[0] not in (*told, *CARRIAGE):
+            parser.error(f"--known: its rows do not tell whether they had {override}")
 
 
 def known_at(path: str, keys: Sequence[str], more: Sequence[str]) -> Known:

@@ -17,7 +17,7 @@ from fl_cmi.compose import compose_config, config_folder
 from fl_cmi.types import ConfigError
 from simulations.estimate import estimate
 from simulations.federated import Method
-from simulations.known import add_option, covered
+from simulations.known import add_option, check_overrides, covered
 from simulations.results import KEYS, write_results
 from simulations.sweep import BusyError, Cell, Launch, Result, Value, cores, launcher, sweep
 
@@ -123,7 +123,7 @@ def options_of(
     parser.add_argument(
         "--budget", type=float, default=study.budget, help="CPU seconds of the server in a round"
     )
-    add_option(parser, KEYS, ["budget_cpu_s"])
+    add_option(parser, KEYS, ["budget_cpu_s", "rounds"])
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--threads", type=int, help="of a run's server; so many that all cores are at work")
     parser.add_argument("--out", type=Path, default=Path("outputs") / study.program.rsplit(".", 1)[-1])
@@ -134,6 +134,7 @@ def options_of(
     options.threads = options.threads or max(1, cores() // options.jobs)
     if options.jobs > 1 and options.jobs * options.threads > cores():
         parser.error(f"{options.jobs} jobs of {options.threads} threads on {cores()} cores")
+    check_overrides(parser, options, told=("rounds",))
     if (mistake := mistake_of(study, options)) is not None:
         parser.error(mistake)
     return options
@@ -180,7 +181,9 @@ def main(
         return seconds_of(study, options, str(cell.where["method"]))
 
     def known(cell: Cell) -> bool:
-        return covered({**cell.where, "budget_cpu_s": seconds(cell) or ""}, options.known.rows)
+        given = dict(override.partition("=")[::2] for override in cell.overrides)
+        told = {"budget_cpu_s": seconds(cell) or "", "rounds": int(given.get("rounds", 1))}
+        return covered({**cell.where, **told}, options.known.rows)
 
     cells = [cell for cell in plan(study, options) if not known(cell)]
     if options.dry_run:

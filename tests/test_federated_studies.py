@@ -407,7 +407,7 @@ def test_mistakes_are_told_before_anything_runs(
     assert not (tmp_path / "out").exists()
 
 
-def test_rounds_that_are_known_keep_their_course(tmp_path: Path) -> None:
+def test_rounds_that_are_known_keep_their_course(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def run(out: str, *options: str) -> list[dict[str, str]]:
         arguments = [
             "--out",
@@ -429,7 +429,19 @@ def test_rounds_that_are_known_keep_their_course(tmp_path: Path) -> None:
     # The names of tables that are kept.
     for old, new in (("results", "kept"), ("rounds", "kept_rounds")):
         (tmp_path / f"second/{old}.csv").rename(tmp_path / f"{new}.csv")
-    assert run("third", "--methods", "fedavg", "ours", "--known", str(tmp_path / "kept.csv")) == rounds
+    known = ("--known", str(tmp_path / "kept.csv"))
+    assert run("third", "--methods", "fedavg", "ours", *known) == rounds
+    # Of other rounds, nothing is known.
+    options = ["--methods", "fedavg", "--alphas", "1", *known, "--dry-run", "--", "backend=local"]
+    capsys.readouterr()
+    assert main(TINY, [*options, "rounds=2"]) == 0
+    assert capsys.readouterr().out.startswith("\n0 runs")
+    assert main(TINY, [*options, "rounds=3"]) == 0
+    assert "rounds=3" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as error:
+        main(TINY, [*options, "local.epochs=2"])
+    assert error.value.code == 2
+    assert "its rows do not tell whether they had local.epochs=2" in capsys.readouterr().err
 
 
 def test_rows_that_are_known_are_not_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
