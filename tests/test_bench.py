@@ -53,6 +53,8 @@ def test_ratios_and_goals() -> None:
     assert (fast.ours, fast.reference, fast.ratio, fast.goal, fast.reached) == (2.0, 4.0, 2.0, ">= 3", False)
     assert (slow.ours, slow.reference, slow.ratio, slow.goal, slow.reached) == (1.0, 2.0, 0.5, "<= 1", True)
     assert at_least("speed", times, None).as_json()["pass"] is None
+    apart = Times(ours=[1.0, 2.0, 4.0], reference=[1.0, 8.0, 9.0], in_turn=False)
+    assert at_least("speed", apart, None).ratio == 4.0  # in pairs 2.25
 
 
 def test_pairs_are_timed_in_turn_after_a_first_call() -> None:

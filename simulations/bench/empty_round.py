@@ -44,8 +44,8 @@ def figures(scale: Scale) -> Iterator[Figure]:
         ours, bare, flower, plain = empty_round(clients, pairs)
         what = f"empty round, 11.7 M parameters, {clients} clients, s"
         yield at_most(f"{what}: ray, bare Ray actors", Times(ours, bare), 1.3)
-        yield at_least(f"{what}: ray, backend=flower", Times(ours, flower), 3.0)
-        yield at_least(f"{what}: ray, Flower's engine and arrays", Times(ours, plain), None)
+        yield at_least(f"{what}: ray, backend=flower", Times(ours, flower, in_turn=False), 3.0)
+        yield at_least(f"{what}: ray, Flower's engine and arrays", Times(ours, plain, in_turn=False), None)
 
 
 def empty_round(clients: int, rounds: int) -> tuple[list[float], ...]:

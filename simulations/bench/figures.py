@@ -72,20 +72,23 @@ class Figure:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of the two ways, pair by pair.
+    """Seconds of the two ways.
 
     Args:
         ours: Ours.
         reference: The other way.
+        in_turn: Whether the n-th times of both are a pair; else only the medians can be compared.
     """
 
     ours: Sequence[float]
     reference: Sequence[float]
+    in_turn: bool = True
 
     @property
     def speedups(self) -> list[float]:
-        """How often ours fits into the other, ascending."""
-        return sorted(other / own for own, other in zip(self.ours, self.reference, strict=True))
+        """How often ours fits into the other, ascending: in each pair, or by the medians."""
+        pairs = zip(self.ours, self.reference, strict=True) if self.in_turn else [self.medians]
+        return sorted(other / own for own, other in pairs)
 
     @property
     def medians(self) -> tuple[float, float]:
