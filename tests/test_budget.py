@@ -1,5 +1,7 @@
 """A round that ends with the time, by a clock that moves when told."""
 
+import itertools
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from fl_cmi.augment import Identity
 from fl_cmi.bank import Pool
 from fl_cmi.distillation.budget import Budget
 from fl_cmi.distillation.distiller import Distiller
+from fl_cmi.distillation.learnt_weights import LearntWeights
 from fl_cmi.distillation.schedules import Alternate, GeneratorFirst, GrowPool
 from fl_cmi.distillation.transfer import Schedule, transfer
 from fl_cmi.report.metrics import MetricsLog
@@ -36,14 +39,34 @@ class Clock:
         return self.now
 
 
-def run(folder: Path, schedule: Schedule, budget_s: float | None) -> tuple[Clock, dict[str, float], Any, Any]:
-    """A round; the clock at its end, metrics, log, and the shares that the learning rate was asked for."""
-    clock, shares = Clock(), []
+def run(
+    folder: Path,
+    schedule: Schedule,
+    budget_s: float | None,
+    batches: Sequence[float] = (BATCH,),
+    learning: float | None = None,
+) -> tuple[Clock, dict[str, float], Any, Any]:
+    """A round; the clock at its end, metrics, log, and the shares that the learning rate was asked for.
+
+    Args:
+        folder: For the log.
+        schedule: Of the round.
+        budget_s: Of the round.
+        batches: Seconds of the batches, in turn.
+        learning: Seconds in which the ensemble's rule learns, if it does.
+    """
+    clock, shares, turn = Clock(), [], itertools.cycle(batches)
 
     class Slow(Joint):
         def __call__(self, *arguments: Any) -> Any:
-            clock.now += BATCH
+            clock.now += next(turn)
             return super().__call__(*arguments)
+
+    class SlowRule(LearntWeights):
+        def learn(self, *arguments: Any) -> None:
+            assert learning is not None
+            clock.now += learning
+            super().learn(*arguments)
 
     class SlowView(Identity):
         def __call__(self, x: Tensor, rng: torch.Generator) -> Tensor:
@@ -57,7 +80,7 @@ def run(folder: Path, schedule: Schedule, budget_s: float | None) -> tuple[Clock
     source = TrainedGenerator(generator, partial(torch.optim.Adam, lr=0.01))
     log = MetricsLog(folder / "metrics.jsonl")
     metrics = transfer(
-        ensemble(),
+        ensemble() if learning is None else ensemble(combine=SlowRule()),
         network(9),
         Slow(inversion(steps=1, terms={"oh": OneHot()}, source=source), batch_size=4),
         Distiller(partial(torch.optim.SGD, lr=0.1), rate, batch_size=4, augment=SlowView()),
@@ -105,6 +128,21 @@ def test_a_lesson_ends_with_the_time(tmp_path: Path) -> None:
     assert shares[-1] > 0.9
 
 
+def test_time_is_left_for_the_slowest_batch(tmp_path: Path) -> None:
+    """Clients' models may be unequal: after 23.5 + 4 s the next batch may take 11 s, and a lesson 1 s."""
+    schedule = GrowPool(epochs=10**9, steps=2)
+    clock, metrics, _, _ = run(tmp_path, schedule, 40, batches=(11.0, 4.0, 4.0, 4.0))
+    assert metrics["images"] == 5 * 4
+    assert clock.now == 1000 + 40
+
+
+def test_time_is_left_for_a_rule_to_learn(tmp_path: Path) -> None:
+    # Epochs of 4 + 3 + 1 s: 8 s more would be too many after 16 s, and 3 after 20 s.
+    clock, metrics, _, _ = run(tmp_path, GrowPool(epochs=10**9, steps=2), 23, learning=3.0)
+    assert metrics["images"] == 2 * 4
+    assert clock.now == 1000 + 20
+
+
 def test_without_lessons_batches_have_all_the_time(tmp_path: Path) -> None:
     clock, metrics, _, shares = run(tmp_path, GrowPool(epochs=10**9, steps=0), 30)
     # The first batch cannot know: half of the time is left for a lesson, which takes none.
@@ -132,12 +170,15 @@ def test_a_generator_stops_within_an_epoch_and_still_shows_images(tmp_path: Path
     assert shares[-1] > 0.95
 
 
-def test_a_generator_that_takes_all_the_time_leaves_one_epoch(tmp_path: Path) -> None:
-    schedule = GeneratorFirst(generator_batches=100, epochs=50, steps=2, show=4)
-    clock, metrics, log, shares = run(tmp_path, schedule, 10)
-    assert metrics["images"] == 3 * 4
-    assert clock.now == 1000 + 12 + 1
-    assert shares == pytest.approx([0, 0.5])
+def test_a_generator_that_comes_first_leaves_half_of_the_time(tmp_path: Path) -> None:
+    schedule = GeneratorFirst(generator_batches=100, epochs=50, steps=120, show=4)
+    clock, metrics, log, shares = run(tmp_path, schedule, 40)
+    # 20 s for the generator, then pieces of 10 steps, 5 s each.
+    assert metrics["images"] == 5 * 4
+    assert clock.now == 1000 + 40
+    assert len(shares) == 4 * 10
+    assert shares == sorted(shares)
+    assert shares[-1] > 0.9
     assert sum(row["event"] == "evaluate" for row in log) == 1
 
 

@@ -14,6 +14,9 @@ Clock = Callable[[], float]
 PIECE = 10
 """Steps of distillation between two looks at the clock."""
 
+KNOWN = ("first", "length", "taught", "batch", "learning", "whole")
+"""Of a budget, besides the seconds spent."""
+
 CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 """`cpu` is the time of all threads of this process: equal work on a machine that others share."""
 
@@ -46,8 +49,8 @@ class Budget:
     """Seconds from now on, and where in them the learning rate stands. Without a limit it changes nothing.
 
     Where a pool grows, synthesis ends in time for a lesson (`due`), and lessons end with the time (`over`), so a round
-    takes longer than its budget by a few steps at most, unless a batch takes more than half of it. Other schedules
-    finish the iteration at hand, with one lesson.
+    takes longer than its budget by a few steps at most, unless a batch takes more than half of it. A generator that is
+    trained first has half of the budget. Other schedules finish the iteration at hand, with one lesson.
 
     The share of the round that a lesson's learning rate follows is that of the seconds since the first lesson began,
     not that of the steps: lessons lie end to end over [0, 1], each reaching the time at which it ends if it takes as
@@ -63,17 +66,17 @@ class Budget:
         self.start = clock()
         self.first: float | None = None
         self.length = self.taught = 0.0
-        self.batch, self.whole = 0.0, None if seconds is None else seconds / 2
+        self.batch = self.learning = 0.0
+        self.whole = None if seconds is None else seconds / 2
 
     def state_dict(self) -> dict[str, float | None]:
         """Seconds spent, and what is known of batches and lessons."""
-        names = ("elapsed", "first", "length", "taught", "batch", "whole")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in ("elapsed", *KNOWN)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on as if the time between had not passed."""
         self.start = self.clock() - state["elapsed"]
-        for name in ("first", "length", "taught", "batch", "whole"):
+        for name in KNOWN:
             setattr(self, name, state[name])
 
     @property
@@ -87,9 +90,18 @@ class Budget:
         return self.seconds is not None and self.elapsed >= self.seconds
 
     @property
+    def closing(self) -> bool:
+        """Whether the time is up, or would be before another lesson, because the ensemble's rule learns first."""
+        return self.seconds is not None and self.elapsed + self.learning >= self.seconds
+
+    @property
     def due(self) -> bool:
-        """Whether another batch would take of the next lesson's time: what the last one took, or half of all."""
-        another = self.batch + self.whole if self.whole else 0.0  # without lessons batches have all the time
+        """Whether another batch, at worst as slow as the slowest, would take of the next lesson's time.
+
+        That is what the last lesson took, or half of all, and what the ensemble's rule took to learn before it.
+        """
+        # Without lessons batches have all the time.
+        another = self.batch + self.learning + self.whole if self.whole else 0.0
         return self.seconds is not None and self.elapsed + another >= self.seconds
 
     def pieces(self, steps: int, planned: tuple[float, float]) -> Iterator[tuple[int, tuple[float, float]]]:

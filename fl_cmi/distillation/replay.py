@@ -31,8 +31,8 @@ class Replay:
 
     @property
     def over(self) -> bool:
-        """Whether the time is up, now or when this was asked before the checkpoint."""
-        return self._look(lambda: self.budget.over)
+        """Whether no other lesson may begin, now or when this was asked before the checkpoint."""
+        return self._look(lambda: self.budget.closing)
 
     @property
     def due(self) -> bool:

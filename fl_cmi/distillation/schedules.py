@@ -1,7 +1,8 @@
 """How synthesis and distillation alternate.
 
 Each schedule ends after its epochs or, where the transfer has a budget, when the time is up. Where a pool grows,
-synthesis leaves time for a lesson, half of the budget for the first; a lesson ends with the time.
+synthesis leaves time for a lesson, half of the budget for the first; a generator that is trained first leaves half of
+it for all lessons. A lesson ends with the time.
 """
 
 from collections.abc import Sequence
@@ -119,7 +120,7 @@ class Alternate:
 
 @dataclass(frozen=True)
 class GeneratorFirst:
-    """Train the generator to the end, freeze it, then distil on fresh images (RDSKD).
+    """Train the generator to the end, for half of the budget at most, freeze it, then distil on fresh images (RDSKD).
 
     Args:
         generator_batches: Batches that the generator is trained on, >= 1.
@@ -150,7 +151,7 @@ class GeneratorFirst:
             for _ in range(self.generator_batches):
                 transfer.train_generator()
                 phase.advance(1, note=transfer.note())
-                if transfer.replay.over:
+                if transfer.replay.due:  # half of the budget
                     break
             transfer.keep(fresh, self.show)
             for epoch in range(self.epochs):
@@ -260,4 +261,5 @@ def at_least(schedule: object, optional: Sequence[str] = (), **least: int) -> No
         if value is None and field.name in optional:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < least[field.name]:
-            raise ConfigError(f"schedule.{field.name}", value, f"an integer >= {least[field.name]}")
+            null = ", or null" if field.name in optional else ""
+            raise ConfigError(f"schedule.{field.name}", value, f"an integer >= {least[field.name]}{null}")

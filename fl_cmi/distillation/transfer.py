@@ -124,7 +124,7 @@ class Transfer:
                         coming = self._made(end - batch) if coming is None else coming
                         made, labels = next(coming)
                         self.pool.add(made.x, made.y, labels, made.client)
-                        self.budget.batch = self.budget.elapsed - begin
+                        self.budget.batch = max(self.budget.batch, self.budget.elapsed - begin)
                         self.reached()
                     phase.advance()
 
@@ -153,8 +153,10 @@ class Transfer:
         """Let the ensemble's rule learn from the pool, where it can."""
         combine, batch_size = self.ensemble.combine, self.lesson.distiller.batch_size
         if isinstance(combine, Learns) and self.replay.act():
+            begin = self.budget.elapsed
             with self.progress.phase("distillation"):
                 combine.learn(self.ensemble, self.pool, batch_size, epoch, self.stream("combine", epoch))
+            self.budget.learning = self.budget.elapsed - begin
             where = {"round": self.server_round, "epoch": epoch + 1}
             self.log.write("weights", **where, weights=combine.weights(self.ensemble.clients).tolist())
 
