@@ -14,10 +14,11 @@ def disclosed(updates: Sequence[Update], ensemble: Ensemble, side: ServerSide) -
     phrases = []
     sizes = [sum(value.numel() for value in update.shared.values()) for update in updates]
     if any(sizes):
-        what = "model weights" if updates[0].private else "model weights and buffers"
+        what = "model weights" if any(update.private for update in updates) else "model weights and buffers"
         phrases.append(f"{what} ({_range(sizes)} numbers)")
     phrases.append("number of examples")
-    if any(ensemble.batch_norm_counts) and any(name.endswith("running_mean") for name in updates[0].shared):
+    told = {name for update in updates for name in update.shared}
+    if any(ensemble.batch_norm_counts) and any(name.endswith("running_mean") for name in told):
         layers = _range(ensemble.batch_norm_counts)
         phrases.append(f"batch-norm statistics of its images ({layers} layers, among the buffers)")
     phrases += side.sharing.method.disclosed(side.student(), side.task)

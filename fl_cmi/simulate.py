@@ -32,6 +32,7 @@ from fl_cmi.ensemble import Combine, Ensemble
 from fl_cmi.evaluate import accuracy, predict
 from fl_cmi.flower.backend import Backend, flower_log
 from fl_cmi.flower.buffers import SeparateBuffers
+from fl_cmi.flower.client import own_tests
 from fl_cmi.flower.failure import BackendFailure, ClientFailure
 from fl_cmi.flower.outcome import Outcome
 from fl_cmi.flower.scores import Scores
@@ -41,7 +42,7 @@ from fl_cmi.flower.teacher_cache import TeacherCache
 from fl_cmi.last_step import LastStepFailure, check_last_step, failure_of, last_step
 from fl_cmi.measures import measure_pool
 from fl_cmi.memory import keep_freed_memory
-from fl_cmi.partition import Partition, client_tests
+from fl_cmi.partition import Partition
 from fl_cmi.report.figures import partition_heatmap
 from fl_cmi.report.folder import save_pool, saving_on_failure, write_results
 from fl_cmi.report.html import write_report
@@ -112,12 +113,15 @@ def carry_on(
         check_architectures(config, side, strategy)
         # The clients build it, but a mistake is told before they start.
         side.sharing.check(build(config["local"], "local"), side.student())
+        if config["save_pool"] and not isinstance(strategy, FedCmi):
+            raise ConfigError(
+                "save_pool", "true", "false, because only strategy=fed_cmi makes synthetic images"
+            )
         method, predictor = strategy, getattr(strategy, "predictor", None)
         if config.get("buffers") is not None:
             strategy = SeparateBuffers(strategy, side)
-        labels = data.train.y.numpy(), data.test.y.numpy()
-        slices = client_tests(partition, *labels) if config["own_tests"] else None
-        scores = Scores(side, predictor, slices)
+        tests = own_tests(data, partition, config["seed"]) if config["own_tests"] else None
+        scores = Scores(side, predictor, tests)
         if compressor is not None:
             check_last_step(compressor, side, strategy)
         folder = config.get("teacher_cache")
@@ -144,7 +148,7 @@ def carry_on(
     with progress.phase("evaluation"):
         # What a rule has learnt is in the strategy's own; FedDF has another rule than the run.
         measured = measure(outcome, side, getattr(method, "combine", combine), pool)
-        attacked(measured, attack, bad, outcome, side, getattr(method, "combine", combine))
+        attacked(measured, attack, bad, outcome, side, getattr(method, "combine", combine), scores)
     measured["disclosed"] += getattr(method, "disclosed", ())
     summary = summarize(config, outcome, measured, partition, side)
     summary["teacher_passes"] = getattr(method, "teacher_passes", 0) + side.sharing.buffers.teacher_passes
@@ -238,20 +242,19 @@ def attacked(
     outcome: Outcome,
     side: ServerSide,
     combine: Combine,
+    scores: Scores,
 ) -> None:
     """Add to `measured` who was bad and how far they got: `attacks`, None where nobody was."""
     measured["attacks"] = None
     for row in measured["clients"]:
         row["attack"] = type(attack).__name__ if row["client"] in bad else None
     if bad:
-        student = side.student()
-        student.load_state_dict(outcome.student)
         ensemble = Ensemble([side.teacher(update) for update in outcome.updates], combine)
-        models = {"ensemble": ensemble, "student": student}
+        students = scores.models(outcome.student, outcome.updates)
         measured["attacks"] = {
             "attack": type(attack).__name__,
             "clients": list(bad),
-            "success": success(attack, models, side.test, side.device),
+            "success": success(attack, {"ensemble": [ensemble], "student": students}, side.test, side.device),
         }
 
 

@@ -152,16 +152,24 @@ def test_a_backdoor_marks_a_share_of_the_images(whole: bool) -> None:
 
 def test_success_is_the_share_that_is_judged_as_wanted() -> None:
     class Constant(torch.nn.Module):
+        def __init__(self, says: int = 1) -> None:
+            super().__init__()
+            self.says = says
+
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.tensor([0.0, 1.0, 0.0, 0.0]).expand(len(x), 4)
+            return torch.eye(4)[self.says].expand(len(x), 4)
 
     test = images(40)
-    assert success(Backdoor(1), {"a": Constant()}, test, CPU) == {"a": 1.0}
-    assert success(Backdoor(0), {"a": Constant()}, test, CPU) == {"a": 0.0}
+    assert success(Backdoor(1), {"a": [Constant()]}, test, CPU) == {"a": 1.0}
+    assert success(Backdoor(0), {"a": [Constant()]}, test, CPU) == {"a": 0.0}
+    three = {"all": [Constant(), Constant(0), Constant(2), Constant(3)], "one": [Constant()]}
+    assert success(Backdoor(1), three, test, CPU) == {"all": 0.25, "one": 1.0}
     share = (test.y == 0).double().mean().item()
-    assert success(Collusion(), {"a": Constant()}, test, CPU) == {"a": pytest.approx(share)}
-    assert success(RandomWeights(), {"a": Constant()}, test, CPU) is None
-    assert success(Backdoor(1), {"a": Constant()}, test.subset(torch.nonzero(test.y == 1)[:, 0]), CPU) is None
+    assert success(Collusion(), {"a": [Constant()]}, test, CPU) == {"a": pytest.approx(share)}
+    assert success(RandomWeights(), {"a": [Constant()]}, test, CPU) is None
+    assert (
+        success(Backdoor(1), {"a": [Constant()]}, test.subset(torch.nonzero(test.y == 1)[:, 0]), CPU) is None
+    )
 
 
 def test_those_who_collude_send_one_model_of_all_their_images() -> None:

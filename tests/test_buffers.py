@@ -12,6 +12,8 @@ from tiny import network, pixels
 from torch import Tensor
 
 from fl_cmi.batchnorm import batch_norm_layers
+from fl_cmi.disclosure import disclosed
+from fl_cmi.ensemble import Ensemble, mean_logits
 from fl_cmi.federated.buffers import (
     Average,
     BufferPolicy,
@@ -34,7 +36,7 @@ from fl_cmi.flower.fedgen import FedGen
 from fl_cmi.flower.scores import Scores
 from fl_cmi.models.latent import LatentGenerator
 from fl_cmi.synthesis.noise import Noise
-from fl_cmi.types import ConfigError
+from fl_cmi.types import ConfigError, Update
 
 BUFFERS = ("norm.num_batches_tracked", "norm.running_mean", "norm.running_var")
 ALL = {"fraction_evaluate": 0.0, "min_train_nodes": 1, "min_available_nodes": 1}
@@ -220,9 +222,10 @@ def test_scores_are_taken_where_the_model_is() -> None:
     made = federation(KeepLocal(), clients_per_round=2)
     side = made.server
     played = made.play(SeparateBuffers(FedAvg(**ALL), side), 1)
-    slices = [torch.arange(5 * k, 5 * k + 5).numpy() for k in range(4)]
+    slices = [side.test.subset(torch.arange(5 * k, 5 * k + 5)) for k in range(4)]
     scores = Scores(side, own_tests=slices)
     scores.remember(played.updates[0])
+    assert len(scores.models(played.states[1], played.updates[0])) == 2
     found = scores(played.states[1], played.updates[0])
     right: list[Tensor] = []
     for client in range(4):
@@ -238,6 +241,17 @@ def test_scores_are_taken_where_the_model_is() -> None:
     assert found["own_tests"] == pytest.approx(float(pooled))
 
 
+def test_statistics_are_told_of_where_only_some_clients_have_them() -> None:
+    def mixed(client: int) -> torch.nn.Module:
+        convolution = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2))
+        return convolution if client else Classifier()
+
+    side = federation(BufferPolicy(), mixed=mixed).server
+    updates = [Update(k, 5, None, side.build(k).state_dict()) for k in range(3)]
+    told = disclosed(updates, Ensemble([side.teacher(update) for update in updates], mean_logits), side)
+    assert "batch-norm statistics of its images (0 to 1 layers, among the buffers)" in told
+
+
 def test_where_nothing_is_private_own_slices_are_scored_as_the_test_set_is() -> None:
     """By the strategy's predictor where it has one, and by the global model whatever network a client trains."""
     mixed = federation(BufferPolicy(), mixed=lambda k: Classifier(width=3 + k % 2))
@@ -245,8 +259,8 @@ def test_where_nothing_is_private_own_slices_are_scored_as_the_test_set_is() -> 
     with torch.no_grad():
         constant.weight.zero_()
         constant.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
-    slices = [torch.arange(5 * k, 5 * k + 5).numpy() for k in range(4)]
     side, state = mixed.server, Classifier(norm=True, seed=4).state_dict()
+    slices = [side.test.subset(torch.arange(5 * k, 5 * k + 5)) for k in range(4)]
     for predictor in (None, lambda: torch.nn.Sequential(torch.nn.Flatten(), constant)):
         found = Scores(side, predictor, own_tests=slices)(state, [])
         assert found["own_tests"] == pytest.approx(found["accuracy"]), "the slices make up the test set"

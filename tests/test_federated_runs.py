@@ -99,6 +99,18 @@ def test_the_student_is_tested_as_often_as_told_and_at_the_end(tmp_path: Path) -
         simulate(tmp_path / "run", "evaluate_every=0")
 
 
+def test_an_attack_is_measured_on_those_who_predict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr("fl_cmi.simulate.success", lambda attack, models, *_: asked.append(models))
+    bad = ("attacks=backdoor", "attacks.clients=[1]", "rounds=1")
+    simulate(tmp_path / "own", *METHODS["feddistill"], *bad)
+    simulate(tmp_path / "vote", "strategy=fed_ensemble", *bad)
+    simulate(tmp_path / "global", "strategy=fedavg", *bad)
+    assert [len(models["student"]) for models in asked] == [2, 1, 1]
+    names = [type(models["student"][0]).__name__ for models in asked]
+    assert names == ["ConvNet", "Vote", "ConvNet"]
+
+
 def test_recalibration_counts_what_it_asks(tmp_path: Path) -> None:
     """A batch: the inversion's steps, each of one client's model."""
     given = ("strategy=fedavg", "buffers=recalibrate", "buffers.batches=2", "rounds=2")

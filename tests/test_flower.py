@@ -17,11 +17,12 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fl_cmi.flower.client import client_images, handle_train
+from fl_cmi.compose import compose_config, dataset
+from fl_cmi.flower.client import client_images, handle_train, own_tests
 from fl_cmi.flower.failure import kind_of_error
 from fl_cmi.flower.local_backend import LocalBackend, LocalGrid
 from fl_cmi.flower.records import content_bytes, from_record, pack_update, to_record, unpack_updates
-from fl_cmi.partition import Partition
+from fl_cmi.partition import Partition, iid
 from fl_cmi.rng import stream
 from fl_cmi.types import ConfigError, Update
 
@@ -152,6 +153,18 @@ def test_feature_noise_is_the_clients_own_and_lasts() -> None:
     expected = clean + 0.5 * torch.randn(3, 1, 2, 2, generator=stream(0, "noise", 1))
     assert torch.equal(once.x, expected)
     assert torch.equal(once.y, side.train.y[3:6])
+
+
+def test_feature_noise_is_on_local_tests_too() -> None:
+    data = dataset(compose_config(["data=synthetic"]))
+    clean = iid(data.train.y.numpy(), 2, np.random.default_rng(0))
+    noisy = Partition("noisy", {}, clean.indices, noise_sd=(0.0, 0.5))
+    (first, second), (same, other) = (own_tests(data, partition, seed=3) for partition in (clean, noisy))
+    assert torch.equal(same.x, first.x)
+    expected = second.pixels() + 0.5 * torch.randn(second.x.shape, generator=stream(3, "noise", "test", 1))
+    assert torch.equal(other.x, expected)
+    assert torch.equal(other.y, second.y)
+    assert len(first) + len(second) > len(data.test) // 2
 
 
 def test_threads_are_set_for_the_client_and_restored(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,12 +169,11 @@ def test_mixed_architectures_have_no_average(tmp_path: Path) -> None:
         (("teachers=mixed", SCHEDULE), "local.start"),
         (("teachers=mixed", SCHEDULE, "local.start=own", "strategy.student_start=average"), "student_start"),
         (("teachers=mixed", "local.start=scratch", "strategy=fedavg"), "strategy"),
+        (("strategy=fedavg", "save_pool=true"), "save_pool=true"),
         ((SCHEDULE, "strategy.student_start=nowhere"), "strategy.student_start"),
     ],
 )
-def test_architectures_that_do_not_go_together_are_refused(
-    overrides: tuple[str, ...], key: str, tmp_path: Path
-) -> None:
+def test_what_does_not_go_together_is_refused(overrides: tuple[str, ...], key: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=key):
         run(compose_config([*TINY, "backend=local", *overrides]), tmp_path / "run")
     assert not (tmp_path / "run").exists()

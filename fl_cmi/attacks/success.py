@@ -1,6 +1,7 @@
 """How far an attack got."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 
 import torch
 from torch import nn
@@ -13,12 +14,20 @@ __all__ = ["success"]
 
 
 def success(
-    attack: Attack, models: Mapping[str, nn.Module], test: Images, device: torch.device
+    attack: Attack, models: Mapping[str, Sequence[nn.Module]], test: Images, device: torch.device
 ) -> dict[str, float] | None:
-    """Share of test images, in [0, 1], that each model judges as the attack wants; None of an attack without a wish."""
+    """Share of test images, in [0, 1], judged as the attack wants; None of an attack without a wish.
+
+    Args:
+        attack: What bad clients do.
+        models: Those of whose shares the mean is told, by name.
+        test: Test images.
+        device: Where to predict.
+    """
     wanted = attack.wanted(test)
     if wanted is None or not len(wanted):
         return None
     return {
-        name: accuracy(predict(model.to(device), wanted, device), wanted) for name, model in models.items()
+        name: fmean(accuracy(predict(model.to(device), wanted, device), wanted) for model in several)
+        for name, several in models.items()
     }

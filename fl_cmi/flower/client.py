@@ -15,6 +15,7 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from fl_cmi.compose import client_side
+from fl_cmi.data.dataset import Dataset
 from fl_cmi.federated.method import Visit
 from fl_cmi.flower.records import (
     ARRAYS,
@@ -26,12 +27,12 @@ from fl_cmi.flower.records import (
     to_record,
 )
 from fl_cmi.memory import keep_freed_memory
-from fl_cmi.partition import Partition
+from fl_cmi.partition import Partition, client_tests
 from fl_cmi.rng import stream
 from fl_cmi.sides import ClientSide
 from fl_cmi.types import Images, State, Update
 
-__all__ = ["MakeSide", "client_app", "handle_query", "handle_train"]
+__all__ = ["MakeSide", "client_app", "handle_query", "handle_train", "own_tests"]
 
 CONFIG = "config"
 """The name under which Flower's strategies send a round's settings."""
@@ -161,10 +162,29 @@ def client_images(side: ClientSide, partition: Partition, client: int) -> Images
         Li et al. 2022 (NIID-Bench), arXiv 2102.02079, section 4.2.
     """
     images = side.train.subset(torch.tensor(partition.indices[client]))
+    return noisy(images, partition, client, stream(side.seed, "noise", client))
+
+
+def own_tests(data: Dataset, partition: Partition, seed: int) -> list[Images]:
+    """FedGen's local tests (`partition.client_tests`), one set for each client, with its feature noise as well."""
+    slices = client_tests(partition, data.train.y.numpy(), data.test.y.numpy())
+    return [
+        noisy(
+            data.test.subset(torch.from_numpy(indices)),
+            partition,
+            client,
+            stream(seed, "noise", "test", client),
+        )
+        for client, indices in enumerate(slices)
+    ]
+
+
+def noisy(images: Images, partition: Partition, client: int, rng: torch.Generator) -> Images:
+    """With the client's feature noise, where the partition has some."""
     sd = 0.0 if partition.noise_sd is None else partition.noise_sd[client]
     if not sd:
         return images
-    noise = torch.randn(images.x.shape, generator=stream(side.seed, "noise", client))
+    noise = torch.randn(images.x.shape, generator=rng)
     return Images(images.pixels() + sd * noise, images.y, images.num_classes)
 
 

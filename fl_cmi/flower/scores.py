@@ -3,13 +3,11 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-import torch
 from torch import nn
 
 from fl_cmi.evaluate import accuracy, predict
 from fl_cmi.sides import ServerSide
-from fl_cmi.types import State, Update
+from fl_cmi.types import Images, State, Update
 
 __all__ = ["Scores"]
 
@@ -25,14 +23,14 @@ class Scores:
     Args:
         side: What the server knows of the run.
         predictor: Who predicts after a round, where it is not the global model (FedEnsemble's vote).
-        own_tests: FedGen's metric besides: indices into the test set for each client (`partition.client_tests`); every
-            client scores its model on its own slice, pooled over all clients of the run. Easier than the test set: a
-            slice has the client's classes only. None: not measured.
+        own_tests: FedGen's metric besides: test images of each client (`fl_cmi.flower.client.own_tests`); every client
+            scores its model on its own ones, pooled over all clients of the run. Easier than the test set: they are of
+            the client's classes only. None: not measured.
     """
 
     side: ServerSide
     predictor: Callable[[], nn.Module] | None = None
-    own_tests: Sequence[np.ndarray] | None = None
+    own_tests: Sequence[Images] | None = None
     private: dict[int, State] = field(default_factory=dict)
 
     def remember(self, updates: Sequence[Update]) -> None:
@@ -51,22 +49,24 @@ class Scores:
         Returns:
             `accuracy`, and `own_tests` where that is measured, in [0, 1].
         """
-        if any(self.private.values()):
-            found = [self.side.test_accuracy(self.model(u.client, student)) for u in updates]
-            scores = {"accuracy": sum(found) / len(found)}
-        else:
-            scores = {"accuracy": self.side.test_accuracy(self.shared_model(student))}
+        found = [self.side.test_accuracy(model) for model in self.models(student, updates)]
+        scores = {"accuracy": sum(found) / len(found)}
         if self.own_tests is not None:
             scores["own_tests"] = self.on_own_tests(student)
         return scores
 
+    def models(self, student: State, updates: Sequence[Update]) -> list[nn.Module]:
+        """Who predicts after a round: the global model, or each client's own version of it."""
+        if any(self.private.values()):
+            return [self.model(update.client, student) for update in updates]
+        return [self.shared_model(student)]
+
     def on_own_tests(self, student: State) -> float:
-        """Right answers of all clients on their own slices, out of all."""
+        """Right answers of all clients on their own test images, out of all."""
         assert self.own_tests is not None
         right, total = 0.0, 0
-        for client, indices in enumerate(self.own_tests):
-            if len(indices):
-                images = self.side.test.subset(torch.from_numpy(np.asarray(indices)))
+        for client, images in enumerate(self.own_tests):
+            if len(images):
                 logits = predict(self.model(client, student), images, self.side.device)
                 right += accuracy(logits, images) * len(images)
                 total += len(images)

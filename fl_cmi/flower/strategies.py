@@ -103,7 +103,7 @@ class FedCmi(FedAvg):
         )
         if not self.keep_pool:
             self.pool.clear()
-        student = self.start_student(updates, server_round)
+        student = self.start_student(updates)
         metrics = transfer(
             ensemble,
             student,
@@ -149,7 +149,7 @@ class FedCmi(FedAvg):
         if self.keep_pool:
             self.pool.load_state_dict(state["pool"])
 
-    def start_student(self, updates: list[Update], server_round: int) -> nn.Module:
+    def start_student(self, updates: list[Update]) -> nn.Module:
         """The student as it begins the round."""
         student = self.side.student()
         if self.student_start == "average":
