@@ -25,6 +25,7 @@ from fl_cmi.compression.images import Source, Synthesized
 from fl_cmi.compression.stage import FineTuning, Stage, alone
 from fl_cmi.compression.statistics import check_recalibration, doubt, recalibrated
 from fl_cmi.data.dataset import Dataset
+from fl_cmi.distillation.distiller import Distiller
 from fl_cmi.evaluate import accuracy, predict
 from fl_cmi.memory import keep_freed_memory
 from fl_cmi.models.checkpoint import load_weights
@@ -70,25 +71,29 @@ def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, 
         compressor = build(config["compression"], "compression")
         source = build(config["calibration"], "calibration")
         compressor.check(model)
-        ask = config["run_dir"] is not None and not config["recalibrate"]
-        warning = doubt(config["run_dir"], model) if ask else None
         source.check(teacher)
         if config["recalibrate"]:
             check_recalibration(model)
-        tuning = fine_tuning(config, source, compressor)
+        distiller = distiller_of(config, compressor)
         calibrate = build(config["calibrate"], "calibrate")
-        stage = Stage(compressor, calibrate, what, data.test, seed, device, tuning)
     with progress.phase("images"):
         pool = source(teacher, what, data.train, seed)
         given = accuracy(predict(model, data.test, device), data.test) if config["recalibrate"] else None
         if config["recalibrate"]:
             recalibrated(teacher, pool)
     origin = source.origin
+    stage = Stage(
+        compressor, calibrate, what, data.test, seed, device, fine_tuning(config, distiller, origin)
+    )
     lasting = config["save_pool"] or isinstance(source, Synthesized)
     failures = FloatingPointError, CompressionFailure
     keeping = saving_on_failure(pool, run_dir, origin, failures) if lasting else nullcontext()
     with progress.phase("compression"), keeping, naming(source):
         measured = stage(teacher, pool, run_dir)
+    before = measured["model"]["accuracy"] if given is None else given
+    warning = (
+        None if config["run_dir"] is None else doubt(config["run_dir"], model, before, config["recalibrate"])
+    )
     summary = {
         **measured,
         "calibration": {
@@ -151,8 +156,8 @@ def checkpoint(config: Config) -> tuple[str, str]:
     return str(Path(run_dir).expanduser() / "student.safetensors"), "run_dir"
 
 
-def fine_tuning(config: Config, source: Source, compressor: Compressor) -> FineTuning | None:
-    """Self-distillation as configured, if it is wanted; noise would spoil batch norm's statistics.
+def distiller_of(config: Config, compressor: Compressor) -> Distiller | None:
+    """Of self-distillation, if it is wanted.
 
     Raises:
         ConfigError: The small model cannot be trained.
@@ -162,10 +167,18 @@ def fine_tuning(config: Config, source: Source, compressor: Compressor) -> FineT
     if not compressor.trainable:
         name = type(compressor).__name__
         raise ConfigError("kd", "true", f"false, because compression={name} cannot be trained; low_bit can")
+    distiller: Distiller = build(config["distiller"], "distiller")
+    return distiller
+
+
+def fine_tuning(config: Config, distiller: Distiller | None, origin: Origin) -> FineTuning | None:
+    """Self-distillation on images of this origin; noise would spoil batch norm's statistics."""
+    if distiller is None:
+        return None
     freeze = config["freeze_batch_norm"]
     if freeze is None:
-        freeze = isinstance(getattr(source, "synthesizer", None), Noise)
-    return FineTuning(build(config["distiller"], "distiller"), config["steps"], freeze)
+        freeze = origin.synthesizer == Noise.__name__
+    return FineTuning(distiller, config["steps"], freeze)
 
 
 def described(config: Config, data: Dataset, origin: Origin) -> dict[str, Any]:

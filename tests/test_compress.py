@@ -10,11 +10,14 @@ from safetensors.torch import load_file
 from small_compression import POOL, QUICK, TINY, compress
 from torch import nn
 
+from fl_cmi.bank import Pool
 from fl_cmi.compose import compose_config, dataset, make_model, task
 from fl_cmi.compress import main
 from fl_cmi.compression import packing
 from fl_cmi.compression.low_bit import LowBit
 from fl_cmi.compression.simulated import quantized_layers
+from fl_cmi.compression.stage import alone
+from fl_cmi.compression.statistics import recalibrated
 from fl_cmi.evaluate import accuracy, predict
 from fl_cmi.simulate import run as simulate
 from fl_cmi.verify import findings
@@ -99,6 +102,23 @@ def test_images_can_be_saved_and_used_again(finished: Path, tmp_path: Path) -> N
     assert not (tmp_path / "b" / "pool.safetensors").exists()
 
 
+def test_saved_noise_is_noise(finished: Path, tmp_path: Path) -> None:
+    """Batch norm is not tuned on it, wherever it comes from."""
+    kd = ["kd=true", "steps=3", "distiller.batch_size=8"]
+    noise = [o for o in QUICK if o != "synthesizer.inversion.steps=2"] + [
+        "synthesizer=noise",
+        "save_pool=true",
+    ]
+    compress(tmp_path / "a", f"run_dir={finished}", *noise, *kd)
+    saved = ["calibration=pool", f"calibration.path={tmp_path}/a/pool.safetensors"]
+    compress(tmp_path / "b", f"run_dir={finished}", *POOL, *saved, *kd)
+    compress(tmp_path / "c", f"run_dir={finished}", *POOL, *saved, *kd, "freeze_batch_norm=false")
+    names = ("a", "b", "c")
+    means = [load_file(tmp_path / n / "compressed.safetensors")["norms.0.running_mean"] for n in names]
+    assert torch.equal(means[0], load_file(finished / "student.safetensors")["norms.0.running_mean"])
+    assert [torch.equal(means[0], mean) for mean in means] == [True, True, False]
+
+
 def test_a_checkpoint_needs_no_run(finished: Path, tmp_path: Path) -> None:
     given = ["data=synthetic", "model.width=4", f"model.checkpoint={finished}/student.safetensors"]
     summary = compress(tmp_path, *given, *QUICK)
@@ -172,6 +192,31 @@ def test_averaged_models_are_warned_of(
     assert "warning: FedAvg averages: batch norm's" in capsys.readouterr().out
     summary = json.loads((folder / "here" / "summary.json").read_text(encoding="utf-8"))
     assert len(summary["warnings"]) == 1 and summary["recalibrated"] is None
+
+
+def test_models_that_do_not_predict_are_warned_of(tmp_path: Path) -> None:
+    """FedDistill's clients keep their models: the server's one is as it was initialized."""
+    mine = ["strategy=feddistill", "local.start=own", "num_clients=2", "local.epochs=5"]
+    told = simulate(compose_config([*TINY, *mine]), tmp_path / "run")["student"]["accuracy_last"]
+    found = compress(tmp_path / "small", f"run_dir={tmp_path}/run", *QUICK, "calibration=real")
+    assert found["warnings"] == [
+        f"this model alone has {100 * found['model']['accuracy']:.2f} %, its run {100 * told:.2f} %: there, by"
+        " FedDistill, others predict (clients with what they keep, or a vote), and their accuracy is not compressed"
+        " here"
+    ]
+
+
+def test_every_image_counts_alike_for_the_statistics() -> None:
+    rng = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(4, 2))
+    for number in (258, 400):
+        x = torch.rand(number, 1, 2, 2, generator=rng)
+        x[256:] = 1.0  # a last batch of few unusual ones
+        pool, teacher = Pool(), alone(model)
+        pool.add(x, torch.zeros(number, dtype=torch.int64), teacher.label(x))
+        kept = pool.get(torch.arange(number)).x
+        recalibrated(teacher, pool)
+        assert model[0].running_mean == pytest.approx(kept.mean().item(), abs=1e-6)
 
 
 def test_batch_norm_can_be_estimated_anew(averaged: Path, finished: Path, tmp_path: Path) -> None:

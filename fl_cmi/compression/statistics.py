@@ -18,6 +18,10 @@ TRAINED = ("FedCmi", "FedDF")
 """Strategies whose global model is trained by the server after any averaging, its statistics included."""
 
 
+SAME = 0.005
+"""Difference of test accuracies that another processor may make."""
+
+
 def check_recalibration(model: nn.Module) -> None:
     """Raise ConfigError where there is nothing to estimate."""
     if not batch_norm_layers(model):
@@ -31,23 +35,36 @@ def recalibrated(teacher: Ensemble, pool: Pool, batch_size: int = 256) -> None:
     Args:
         teacher: Is changed.
         pool: At least two images; their labels are replaced.
-        batch_size: Images whose own statistics are averaged.
+        batch_size: Images whose own statistics are averaged, about: batches are equal, because each counts as much.
     """
-    every = torch.arange(len(pool))
-    batches = [slots for slots in every.split(batch_size) if len(slots) > 1]
+    batches = torch.arange(len(pool)).tensor_split(max(1, round(len(pool) / batch_size)))
     recalibrate(teacher.models[0], [pool.get(slots).x for slots in batches])
-    for slots in every.split(batch_size):
+    for slots in batches:
         pool.relabel(slots, teacher.label(pool.get(slots).x.to(teacher.num_examples_K.device)))
 
 
-def doubt(run_dir: str, model: nn.Module) -> str | None:
-    """Why the statistics of a finished run's global model may be wrong, if they may: for a warning."""
+def doubt(run_dir: str, model: nn.Module, found: float, anew: bool) -> str | None:
+    """Why a finished run's global model may not be worth compressing as it is, if so: for a warning.
+
+    Args:
+        run_dir: The run's folder.
+        model: Its `student.safetensors`.
+        found: The test accuracy of that, in [0, 1].
+        anew: Whether statistics of batch norm are estimated anew.
+    """
     summary = json.loads((Path(run_dir).expanduser() / "summary.json").read_text(encoding="utf-8"))
     config = summary.get("config", {})
     buffers = str((config.get("buffers") or {}).get("_target_", "")).rsplit(".", 1)[-1]
     alone = (config.get("clients_per_round") or config.get("num_clients")) == 1
     strategy = summary.get("strategy", TRAINED[0])
-    if strategy in TRAINED or buffers == "Recalibrate" or alone or not batch_norm_layers(model):
+    told = summary.get("student", {}).get("accuracy_last")
+    if told is not None and abs(found - told) > SAME:
+        also = f" with buffers={buffers}" if buffers else ""
+        return (
+            f"this model alone has {100 * found:.2f} %, its run {100 * told:.2f} %: there, by {strategy}{also}, others"
+            " predict (clients with what they keep, or a vote), and their accuracy is not compressed here"
+        )
+    if anew or strategy in TRAINED or buffers == "Recalibrate" or alone or not batch_norm_layers(model):
         return None
     return (
         f"{strategy} averages: batch norm's statistics of this model are those of no training; what is inverted from"
