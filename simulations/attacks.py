@@ -129,6 +129,8 @@ def run(arguments: Sequence[str] | None = None, launch: Launch | None = None) ->
         own.quick,
     )
     if own.quick:
+        if options_of(study, rest).jobs > 1:
+            parser.error("--quick: its runs are in one process, so --jobs is 1")
         rest = ["--out", "outputs/attacks-quick", *rest]
         launch = in_process if launch is None else launch
     code = main(study, rest, launch, [parser], typed)

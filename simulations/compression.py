@@ -8,8 +8,8 @@ A cell is a model (architecture, training, seed), images and bits; each is a run
 fine-tuning, which reports calibration alone as well. First the models are trained, then images are inverted from them,
 then they are compressed. What is done is skipped when the command is given again, and what comes from a run is done
 again with it; what failed is named in the tables and stops no other. Overrides after `--` apply to every compression:
-`-- steps=2000 distiller.batch_size=512`. Rows of `--known` count where their steps and number of images are those that
-would be run; other overrides they do not tell, so that these are refused beside it.
+`-- steps=2000 distiller.batch_size=512`. Rows of `--known` are refused where their steps or number of images are not
+those of this command; other overrides they do not tell, so that these are refused beside it.
 """
 
 import argparse
@@ -18,11 +18,12 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fl_cmi.compress import adopted
 from simulations.compression_tables import KEYS, write_tables
-from simulations.known import add_option, check_overrides, covered, typed
+from simulations.known import Row, add_option, check_overrides, check_rows, covered, given
 from simulations.methods import SMALL_GENERATOR
 from simulations.sweep import BusyError, Cell, Launch, Result, Value, cores, launcher, sweep
 
@@ -54,7 +55,9 @@ TRAININGS = {
 }
 """Shorter than the preset: 18 models are trained, each in one process."""
 
-FINE_TUNING = ["steps=300", "distiller.batch_size=128"]
+STEPS = 300
+
+FINE_TUNING = [f"steps={STEPS}", "distiller.batch_size=128"]
 """The paper takes 16,000 steps of 512."""
 
 BITS = {
@@ -85,10 +88,12 @@ INVERTED = {
 }
 """Sets that are synthesized once for each model and then calibrate at all bits."""
 
+FEW = 10
+
 GIVEN = {
     "noise": ["synthesizer=noise", f"calibration.images={NUMBER}"],
     "pool": ["calibration=pool"],
-    "one a class": ["calibration=real", "calibration.images=10"],
+    "one a class": ["calibration=real", f"calibration.images={FEW}"],
     "real": ["calibration=real", f"calibration.images={NUMBER}"],
 }
 """Sets that cost nothing. `pool` taught the federated model; the last two are controls with real images."""
@@ -138,22 +143,17 @@ def plan(options: argparse.Namespace) -> Plan:
                         kd = [] if bits == "int8" else ["kd=true"]
                         own = (*shared, *chosen, *BITS[bits], *kd)
                         found.cells.append(Cell(named, own, inside / bits, "compress", adopted))
-    found.cells[:] = [cell for cell in found.cells if not covered(told(cell), options.known.rows)]
+    found.cells[:] = [cell for cell in found.cells if not covered(cell.where, options.known.rows)]
     needed = {folder for cell in found.cells for folder in cell.folder.parents}
     found.images[:] = [cell for cell in found.images if cell.folder in needed]
     found.models[:] = [cell for cell in found.models if cell.folder in needed]
     return found
 
 
-def told(cell: Cell) -> dict[str, Value]:
-    """What a row of the cell must say, as far as that is known before: its name, steps and number of images."""
-    given = dict(override.partition("=")[::2] for override in cell.overrides)
-    known: dict[str, Value] = dict(cell.where)
-    if given.get("kd") == "true":
-        known["kd_steps"] = typed(given["steps"])
-    if cell.where["images"] != "pool":  # the run's own, as large as it is
-        known["images_number"] = typed(given.get("calibration.images", str(NUMBER)))
-    return known
+def told(row: Row, steps: int) -> dict[str, Value]:
+    """What a row says if it is run for so many steps, as far as that is known before."""
+    number = {"pool": row["images_number"], "one a class": FEW}.get(row["images"], NUMBER)
+    return {"kd_steps": "" if row["bits"] == "int8" else steps, "images_number": number}
 
 
 def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -167,13 +167,15 @@ def options_of(arguments: Sequence[str] | None) -> argparse.Namespace:
             f"--{name}", nargs="+", choices=list(choices), default=list(choices), metavar="NAME"
         )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    add_option(parser, KEYS)
+    add_option(parser, KEYS, ["kd_steps", "images_number"])
     parser.add_argument("--jobs", type=int, default=1, help="runs side by side")
     parser.add_argument("--threads", type=int, help="of a run; so many that all cores are at work")
     parser.add_argument("--out", type=Path, default=Path("outputs/compression"))
     parser.add_argument("--dry-run", action="store_true", help="print the commands only")
     options = parser.parse_args(arguments)
     check_overrides(parser, options, told=("steps",))
+    steps = given(options.overrides, "steps", STEPS)
+    check_rows(parser, options.known.rows, partial(told, steps=steps))
     options.threads = options.threads or max(1, cores() // max(options.jobs, 1))
     if options.jobs < 1 or options.jobs > 1 and options.jobs * options.threads > cores():
         parser.error(f"--jobs: {options.jobs} of {options.threads} threads on {cores()} cores")
@@ -188,8 +190,8 @@ def main(arguments: Sequence[str] | None = None, run: Launch | None = None) -> i
         for cell in (*todo.models, *todo.images, *todo.cells):
             print(shlex.join(cell.command))
         return 0
-    typed = sys.argv[1:] if arguments is None else arguments
-    command = shlex.join(["python", "-m", "simulations.compression", *typed])
+    words = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join(["python", "-m", "simulations.compression", *words])
     failed: dict[Path, str] = {}
 
     def carry_out(cells: list[Cell], start: Launch, tables: bool = False) -> list[tuple[Cell, Result]]:

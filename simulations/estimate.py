@@ -41,7 +41,7 @@ def estimate(cells: Sequence[Cell], jobs: int) -> str:
 
 
 def server_seconds(config: dict[str, Any]) -> float:
-    """Of all rounds, where there is a budget; a batch at hand is finished, and not all threads are always busy."""
+    """Of all rounds, where there is a budget; a sixth of the time a thread waits, for others or for the machine."""
     budget = config["strategy"].get("budget_s") or 0.0
     threads = config["server_threads"] or 1 if config["budget_clock"] == "cpu" else 1
     return 1.2 * config["rounds"] * budget / threads

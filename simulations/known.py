@@ -2,7 +2,7 @@
 
 import argparse
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,18 @@ from typing import Any
 
 from simulations.sweep import CARRIAGE, Value
 
-__all__ = ["NOTHING", "Known", "Row", "add_option", "check_overrides", "covered", "joined", "typed"]
+__all__ = [
+    "NOTHING",
+    "Known",
+    "Row",
+    "add_option",
+    "check_overrides",
+    "check_rows",
+    "covered",
+    "given",
+    "joined",
+    "typed",
+]
 
 Row = dict[str, Any]
 
@@ -58,6 +69,29 @@ def check_overrides(
     for override in options.overrides if options.known.rows else ():
         if override.lstrip("+~").partition("=")[0].split(".")[0] not in (*told, *CARRIAGE):
             parser.error(f"--known: its rows do not tell whether they had {override}")
+
+
+def check_rows(
+    parser: argparse.ArgumentParser, rows: Iterable[Row], told: Callable[[Row], Mapping[str, Value]]
+) -> None:
+    """End with an error of the command line for a row of another setting, which no table may have beside the others.
+
+    Args:
+        parser: Of the options.
+        rows: Of `--known`.
+        told: What a row would say if it were run now, as far as that is known before.
+    """
+    for row in rows:
+        for name, value in told(row).items():
+            if row[name] != value:
+                parser.error(
+                    f"--known: it has rows with {name} {row[name] or 'none'}, here {value or 'none'}"
+                )
+
+
+def given(overrides: Iterable[str], key: str, default: int) -> int:
+    """The whole number that the last override of the key sets it to."""
+    return int(dict(override.partition("=")[::2] for override in overrides).get(key, default))
 
 
 def known_at(path: str, keys: Sequence[str], more: Sequence[str]) -> Known:

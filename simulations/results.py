@@ -186,7 +186,7 @@ def lines_of(rows: Rows) -> list[Line]:
 
 
 def against_best(line: Line, lines: Iterable[Line]) -> float | None:
-    """The p-value against the best of the others that had no larger budget."""
+    """The p-value against the best of the others that had no larger budget; of all others, for a line without one."""
     budget = line.budget if line.budget else math.inf
     rivals = [
         other for other in lines if other.method != line.method and other.rows and other.budget <= budget
@@ -238,7 +238,7 @@ EXPLANATION = (
     "Accuracy on test images after the last round, mean +- standard deviation over seeds; gap: points below the"
     " ensemble of the last round's clients; MB: sent to and from all clients; server: synthesis, distillation and"
     " averaging of all rounds; p: paired t-test over seeds against the best other method with no larger budget"
-    " (3 seeds or more)."
+    " (of all others, for a method without one; 3 seeds or more)."
 )
 
 OWN_TESTS = (

@@ -17,7 +17,7 @@ from fl_cmi.compose import compose_config, config_folder
 from fl_cmi.types import ConfigError
 from simulations.estimate import estimate
 from simulations.federated import Method
-from simulations.known import add_option, check_overrides, covered
+from simulations.known import Row, add_option, check_overrides, check_rows, covered, given
 from simulations.results import KEYS, write_results
 from simulations.sweep import BusyError, Cell, Launch, Result, Value, cores, launcher, sweep
 
@@ -135,6 +135,13 @@ def options_of(
     if options.jobs > 1 and options.jobs * options.threads > cores():
         parser.error(f"{options.jobs} jobs of {options.threads} threads on {cores()} cores")
     check_overrides(parser, options, told=("rounds",))
+
+    def told(row: Row) -> dict[str, Value]:
+        # A method that is gone has no budget to compare.
+        seconds = seconds_of(study, options, row["method"]) if row["method"] in names else row["budget_cpu_s"]
+        return {"rounds": given(options.overrides, "rounds", study.rounds), "budget_cpu_s": seconds or ""}
+
+    check_rows(parser, options.known.rows, told)
     if (mistake := mistake_of(study, options)) is not None:
         parser.error(mistake)
     return options
@@ -180,19 +187,15 @@ def main(
     def seconds(cell: Cell) -> float:
         return seconds_of(study, options, str(cell.where["method"]))
 
-    def known(cell: Cell) -> bool:
-        given = dict(override.partition("=")[::2] for override in cell.overrides)
-        told = {"budget_cpu_s": seconds(cell) or "", "rounds": int(given.get("rounds", 1))}
-        return covered({**cell.where, **told}, options.known.rows)
-
-    cells = [cell for cell in plan(study, options) if not known(cell)]
+    cells = [cell for cell in plan(study, options) if not covered(cell.where, options.known.rows)]
     if options.dry_run:
         for cell in cells:
             print(shlex.join(cell.command))
         print(f"\n{estimate(cells, options.jobs)}")
         return 0
-    given = sys.argv[1:] if arguments is None else arguments
-    command = shlex.join(["python", "-m", study.program, *(given if typed is None else typed)])
+    if typed is None:
+        typed = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join(["python", "-m", study.program, *typed])
 
     def tell(results: list[tuple[Cell, Result]]) -> str:
         return write_results(options.out, command, results, options.known)

@@ -85,7 +85,9 @@ def test_quick_is_quick() -> None:
     assert attacks.QUICK[0] == "data=digits"
 
 
-@pytest.mark.parametrize("number", ["-1", "11"])
-def test_more_bad_clients_than_there_are_is_refused(number: str) -> None:
+@pytest.mark.parametrize(
+    "wrong", [["--numbers", "-1"], ["--numbers", "11"], ["--jobs", "2", "--threads", "1"]]
+)
+def test_what_cannot_be_run_is_refused(wrong: list[str]) -> None:
     with pytest.raises(SystemExit):
-        run(["--numbers", number, "--quick", "--dry-run"])
+        run([*wrong, "--quick", "--dry-run"])
