@@ -5,6 +5,7 @@ python -m fl_cmi.distill experiment=distill_fashion_mnist seed=1
 python -m fl_cmi.distill teacher.checkpoint=outputs/.../teacher.safetensors synthesizer=cmi
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,8 @@ from fl_cmi.types import ConfigError, Images, Teacher
 
 __all__ = ["main", "run"]
 
+logger = logging.getLogger(__name__)
+
 
 def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, Any]:
     """One run, from a plain configuration to a folder of results; returns what `summary.json` holds.
@@ -73,6 +76,8 @@ def carry_on(
     budget_s = checked_budget(config["budget_s"])
     clock = clock_called(config["budget_clock"], clocks_of(crew))
     checkpoint = config["teacher"]["checkpoint"]
+    if (begin := config.get("student_start", "scratch")) != "scratch":
+        logger.warning("student_start=%s: of a federation, and without effect here", begin)
     with progress.phase("setup"):
         data = dataset(config)
         what = task(data)

@@ -52,6 +52,11 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     return folder, distill(folder)
 
 
+def test_what_is_of_a_federation_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    distill(tmp_path, "+student_start=prototype", "schedule.epochs=1")
+    assert "student_start=prototype: of a federation, and without effect here" in caplog.text
+
+
 def test_the_folder_holds_what_was_promised(done: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = done
     promised = {"metrics.jsonl", "summary.json", "synthetic.png", "curves.png", "report.html"}

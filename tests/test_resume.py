@@ -315,6 +315,14 @@ def test_a_finished_run_has_nothing_to_do(tmp_path: Path, caplog: pytest.LogCapt
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     with pytest.raises(ConfigError, match="differs in seed"):
         run({**config, "resume": str(tmp_path), "seed": 1}, tmp_path)
+    # What would have to be made anew is not passed over.
+    low_bit = {"compression": config_of("compression=w4a8")["compression"]}
+    for more, said in (
+        (low_bit, "compression=LowBit: .* fl_cmi.compress"),
+        ({"save_pool": True}, "save_pool=true"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            run({**config, "resume": str(tmp_path), **more}, tmp_path)
 
 
 def test_a_full_disk_is_told_of_and_the_run_goes_on(

@@ -23,6 +23,10 @@ FREE = ("resume", "checkpoint", "backend", "client_timeout", "teacher_cache", "s
 """Keys that a run may go on with other values of: they do not change the student."""
 
 
+MADE = {"compression": "; see python -m fl_cmi.compress run_dir={}", "save_pool": ""}
+"""Those of them that ask for files, which a run that is over cannot make any more; and what can."""
+
+
 def check_settings(config: Config) -> None:
     """Raise ConfigError for values of `resume` and `checkpoint` that make no sense."""
     settings = config["checkpoint"]
@@ -52,7 +56,8 @@ def finished(run_dir: Path, config: Config) -> dict[str, Any]:
     """The summary of a run that is over, when somebody wants it to go on.
 
     Raises:
-        ConfigError: If it was a run of another configuration, or its summary cannot be read.
+        ConfigError: If it was a run of another configuration, if it is to have made more than it made, or if its
+            summary cannot be read.
     """
     try:
         summary = dict(json.loads((run_dir / "summary.json").read_text(encoding="utf-8")))
@@ -61,6 +66,11 @@ def finished(run_dir: Path, config: Config) -> dict[str, Any]:
         allowed = "a run that can go on, or a finished one, but its summary.json is missing or broken"
         raise ConfigError("resume", run_dir, allowed) from None
     check_same(there, config, run_dir)
+    for key, instead in MADE.items():
+        wanted = json.loads(json.dumps(json_safe(config.get(key))))
+        if wanted and wanted != there.get(key):
+            name = wanted["_target_"].rsplit(".", 1)[-1] if isinstance(wanted, dict) else "true"
+            raise ConfigError(key, name, f"what it was, because the run is over{instead.format(run_dir)}")
     logger.warning("resume: the run is finished; there is nothing to do")
     return summary
 
