@@ -84,6 +84,26 @@ def test_gradients_go_straight_through_inside_and_stop_outside() -> None:
     assert x.grad.tolist() == [0.0, 2.0, 3.0, 4.0, 5.0, 0.0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_range_is_as_quick_as_numbers_and_as_right_as_many_ranges(dtype: torch.dtype) -> None:
+    """Scalars have kernels of their own; values at both ends and their neighbours get the bits of the general way."""
+    low, high = torch.tensor(-0.7, dtype=dtype), torch.tensor(1.3, dtype=dtype)
+    ends = [end.nextafter(torch.full_like(end, to)) for end in (low, high) for to in (-9.0, 9.0)]
+    x = torch.cat([torch.stack([low, high, *ends]), values(3 * 4 * 5 * 5 - 6).to(dtype)]).view(3, 4, 5, 5)
+    x = x.contiguous(memory_format=torch.channels_last)
+    slope = values(x.numel(), seed=1).to(dtype).view(x.shape)
+    found = []
+    for shape in ((), (1, 1, 1, 1)):
+        given = x.clone().requires_grad_()
+        out = fake_quantize(given, low.view(shape), high.view(shape), 4)
+        (slope * out).sum().backward()
+        assert given.grad is not None
+        found.append((out, given.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+    assert 0 < (found[0][1] == 0).double().mean() < 1
+
+
 def test_the_gradient_is_that_of_clipping() -> None:
     """gradcheck: what the estimator passes on is the true gradient of the same function without rounding."""
     x = values(12).requires_grad_()

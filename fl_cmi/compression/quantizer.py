@@ -3,6 +3,7 @@
 Levels are `low + k scale`, `k = 0 .. 2^b - 1`. Everything is simulated in floating point.
 """
 
+from math import inf
 from typing import Any
 
 import torch
@@ -41,19 +42,27 @@ def fake_quantize(x: Float[Tensor, "*shape"], low: Bound, high: Bound, bits: int
 
 
 class _StraightThrough(torch.autograd.Function):
-    """In place after the clipping, and only a mask is kept for the gradient: autograd would keep and pass many more."""
+    """In place after the clipping, and one tensor is kept for the gradient: autograd would keep and pass many more."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
-        clipped = x.clamp(low, high)
-        ctx.save_for_backward(clipped == x)
+        ctx.numbers = low.ndim == 0 and x.device.type == "cpu"  # elsewhere asking for a number takes long
+        clipped = x.clamp(low.item(), high.item()) if ctx.numbers else x.clamp(low, high)
+        ctx.save_for_backward(*((x, low, high) if ctx.numbers else (clipped == x,)))
         scale = step_size(low, high, bits)
         return clipped.sub_(low).div_(scale).round_().mul_(scale).add_(low)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        (inside,) = ctx.saved_tensors
-        return torch.where(inside, grad, 0.0), None, None, None
+        if not ctx.numbers:
+            (inside,) = ctx.saved_tensors
+            return torch.where(inside, grad, 0.0), None, None, None
+        # The same bits as by a mask, in a tenth of the time. This kernel's ends are outside, ours are inside.
+        x, low, high = (value.to(grad.dtype) for value in ctx.saved_tensors)
+        below, above = (
+            end.nextafter(torch.full_like(end, to)).item() for end, to in ((low, -inf), (high, inf))
+        )
+        return torch.ops.aten.hardtanh_backward(grad, x, below, above), None, None, None
 
 
 def with_exact_zero(low: Bound, high: Bound, bits: int) -> tuple[Bound, Bound]:
