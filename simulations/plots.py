@@ -107,4 +107,5 @@ def series(axes: Axes, rows: Rows, column: str, method: str, place: int, points:
         low, high = ([a + sign * b for a, b in zip(y, errors, strict=True)] for sign in (-1, 1))
         axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
     else:
-        axes.errorbar(x, y, yerr=errors, capsize=2, marker=marker, markersize=4, **style)
+        spread = errors if any(errors) else None
+        axes.errorbar(x, y, yerr=spread, capsize=2, marker=marker, markersize=4, **style)
