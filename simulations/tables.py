@@ -3,8 +3,10 @@
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
+
+from simulations.results import spread
 
 __all__ = ["COLUMNS", "write_tables"]
 
@@ -81,7 +83,7 @@ def markdown(teacher: dict[str, Any], results: Results, budget: float) -> str:
         "|---|" + "---|" * (1 + len(COLUMNS)),
     ]
     for method, found in ordered:
-        cells = [spread(name, [row[name] for row in found]) for name in COLUMNS]
+        cells = [entry(name, [row[name] for row in found]) for name in COLUMNS]
         lines.append(f"| {method} | {len(found)} | " + " | ".join(cells) + " |")
     failed = [(method, seed, result) for method, seed, result in results if isinstance(result, str)]
     if failed:
@@ -90,10 +92,7 @@ def markdown(teacher: dict[str, Any], results: Results, budget: float) -> str:
     return "\n".join(lines) + "\n"
 
 
-def spread(name: str, values: list[float]) -> str:
-    """The mean, with the sample's standard deviation where there are several."""
-    scale = 100 if name in PERCENT else 1
-    scaled = [scale * value for value in values]
+def entry(name: str, values: list[float]) -> str:
+    """One field of the table."""
     places = 2 if name in PERCENT else 3 if name in ("balance", "diversity", "frechet") else 0
-    mean = f"{fmean(scaled):,.{places}f}"
-    return mean if len(values) < 2 else f"{mean} +- {stdev(scaled):,.{places}f}"
+    return spread(values, 100 if name in PERCENT else 1, places)
