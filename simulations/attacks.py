@@ -112,7 +112,7 @@ def in_process(cell: Cell, limit: float | None) -> str | None:
 
 def run(arguments: Sequence[str] | None = None, launch: Launch | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = argparse.ArgumentParser(add_help=False, prog="python -m simulations.attacks")
     parser.add_argument("--rules", nargs="+", choices=RULES, metavar="RULE")
     parser.add_argument("--attacks", nargs="+", choices=ATTACKS, metavar="ATTACK")
     parser.add_argument("--numbers", nargs="+", type=int, metavar="BAD")
