@@ -230,7 +230,7 @@ def measure(outcome: Outcome, side: ServerSide, combine: Combine, pool: Pool | N
         "average": {"accuracy": average},
         "synthetic": None
         if pool is None
-        else measure_pool(pool, ensemble, side.test, stream(side.seed, "measures")),
+        else measure_pool(pool, ensemble.to(side.device), side.test, stream(side.seed, "measures")),
         "disclosed": disclosed(outcome.updates, ensemble, side),
     }
 

@@ -161,6 +161,7 @@ def torment(
         run = folder / f"run{number}"
         known = run / ".hydra" / "overrides.yaml"
         again = known.is_file() and known.stat().st_size > 0
+        struck = len(report.kills)
         process = start_of([f"resume={run}"] if again else overrides, run)
         if len(report.kills) == kills:
             code = process.wait(LIMIT)
@@ -175,7 +176,7 @@ def torment(
             number += 1
             if len(report.kills) == kills:
                 return report
-        elif code > 0 and victim == "run":
+        elif len(report.kills) == struck:
             raise RuntimeError(f"run {number} failed: {said(run)}")
 
 

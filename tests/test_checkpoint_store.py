@@ -2,6 +2,7 @@
 
 import json
 import struct
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 import fl_cmi.checkpoint.store as module
 from fl_cmi import files
-from fl_cmi.checkpoint.store import Busy, Damaged, Part, Store
+from fl_cmi.checkpoint.store import Busy, Damaged, Part, Store, taken
 from fl_cmi.files import sha256_of
 
 TREE = {"a": torch.arange(6.0), "n": 3}
@@ -65,6 +66,21 @@ def test_going_on_from_the_older_one_never_reuses_a_number(tmp_path: Path) -> No
 
 def test_nothing_there_is_no_damage(tmp_path: Path) -> None:
     assert Store(tmp_path / "none").load(say_nothing) is None
+
+
+def test_a_lock_that_was_removed_is_not_had(tmp_path: Path) -> None:
+    """A run that ends removes its folder: who waited for it has a lock on a file that is there."""
+    first, second = Store(tmp_path / "checkpoint"), Store(tmp_path / "checkpoint")
+    first.lock()
+    end = threading.Timer(0.3, first.remove)
+    end.start()
+    second.lock()
+    end.join()
+    third = (tmp_path / "checkpoint" / "lock").open("w")
+    assert not taken(third)
+    second.unlock()
+    assert taken(third)
+    third.close()
     assert not (tmp_path / "none").exists()
 
 

@@ -92,6 +92,15 @@ def write_cifar(root: Path, num_classes: int) -> Path:
     return folder
 
 
+CHECK = svhn._check
+
+
+@pytest.fixture(autouse=True)
+def small_files_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published files of SVHN are too large for tests."""
+    monkeypatch.setattr(svhn, "_check", lambda path: None)
+
+
 def write_svhn(root: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
     for part, size in (("train", 11), ("test", 10)):
@@ -339,6 +348,30 @@ def test_svhn_puts_the_last_axis_first_and_ten_to_zero(tmp_path: Path) -> None:
     raw = pixels(32, 32, 3, 11)
     assert dataset.train.x.shape == (11, 3, 32, 32)
     assert dataset.train.x[4, 2, 7, 30] == raw[7, 30, 2, 4]
+
+
+def test_svhn_is_as_published_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_svhn(tmp_path)
+    monkeypatch.setattr(svhn, "_check", CHECK)
+    with pytest.raises(
+        ConfigError, match=r"train_32x32\.mat: its md5 is [0-9a-f]{32}, that of the published"
+    ):
+        svhn.load(str(tmp_path))
+    files = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in tmp_path.glob("*.mat")}
+    monkeypatch.setattr(svhn, "MD5", dict(sorted(files.items(), reverse=True)))
+    assert len(svhn.load(str(tmp_path)).train) == 11
+
+
+def test_parts_of_a_set_are_not_taken_for_all(tmp_path: Path) -> None:
+    folder = write_cifar(tmp_path, 10)
+    short = folder / "data_batch_3.bin"
+    short.write_bytes(short.read_bytes()[: 1 + 3072])
+    with pytest.raises(ConfigError, match=r"data_batch_3\.bin: 1 records, fewer than in another batch"):
+        cifar.cifar10(str(tmp_path))
+    folder = write_tiny_imagenet(tmp_path)
+    (folder / "train" / WNIDS[2] / "images" / f"{WNIDS[2]}_1.JPEG").unlink()
+    with pytest.raises(ConfigError, match=rf"{WNIDS[2]}.images: 1 images, elsewhere 2"):
+        tiny_imagenet.load(str(tmp_path))
 
 
 def test_svhn_of_another_shape_is_refused(tmp_path: Path) -> None:

@@ -165,6 +165,9 @@ def test_feature_noise_is_on_local_tests_too() -> None:
     assert torch.equal(other.x, expected)
     assert torch.equal(other.y, second.y)
     assert len(first) + len(second) > len(data.test) // 2
+    many = iid(data.train.y.numpy(), len(data.test), np.random.default_rng(0))
+    with pytest.raises(ConfigError, match=r"^own_tests=true: false, or fewer clients"):
+        own_tests(data, many, seed=3)
 
 
 def test_threads_are_set_for_the_client_and_restored(monkeypatch: pytest.MonkeyPatch) -> None:

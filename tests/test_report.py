@@ -335,6 +335,41 @@ def test_rounds_follow_each_other_on_the_axis(monkeypatch: pytest.MonkeyPatch, t
     np.testing.assert_allclose(drawn[1].axes[1].lines[0].get_ydata(), [30, 30])
 
 
+def test_rounds_of_averages_are_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Most strategies log nothing but rounds; where something was looked at within, that is the course."""
+    drawn = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
+    rows = [{"event": "round", "round": k, "bytes": 5, "accuracy": k / 10} for k in (1, 2, 3, 4)]
+    del rows[2]["accuracy"]  # not tested
+    figures.curves(rows, tmp_path / "c.png", average=0.3)
+    (axes,) = drawn[0].axes
+    np.testing.assert_allclose(axes.lines[0].get_xdata(), [1, 2, 4])
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [0.1, 0.2, 0.4])
+    both = [*ROWS, *({"event": "round", "round": k, "accuracy": 0.5} for k in (1, 2))]
+    figures.curves(both, tmp_path / "c.png")
+    assert len(drawn[1].axes[0].lines[0].get_xdata()) == 6
+
+
+def test_ticks_say_where_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    drawn = []
+    monkeypatch.setattr(figures, "_save", lambda figure, path: drawn.append(figure))
+    figures.curves([{"event": "evaluate", "round": 1, "accuracy": 0.75}], tmp_path / "c.png")
+    (axes,) = drawn[0].axes
+    axes.set_yticks([0.725, 0.75, 0.775])
+    drawn[0].draw_without_rendering()
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["72.5 %", "75.0 %", "77.5 %"]
+
+
+@pytest.mark.parametrize("channels", [2, 5])
+def test_other_channels_are_shown_in_gray(channels: int, tmp_path: Path) -> None:
+    x = torch.zeros(4, channels, 8, 8)
+    x[:, 0] = 1.0
+    figures.synthetic_grid(x, torch.tensor([0, 1, 0, 1]), ["a", "b"], tmp_path / "g.png", per_class=2)
+    with Image.open(tmp_path / "g.png") as image:
+        pixels = np.asarray(image.convert("L")).astype(int)
+    assert abs(pixels[12 + 32, -12 - 32] - 255 / channels) <= 1
+
+
 @pytest.mark.parametrize(("channels", "side"), [(1, 8), (3, 32)])
 def test_grid_shows_pixels_where_they_belong(tmp_path: Path, channels: int, side: int) -> None:
     # Class 0 black, class 2 white, class 1 has none: the middle row stays the gray of empty places.

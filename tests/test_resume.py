@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -286,6 +288,33 @@ def test_clients_that_were_asked_again_are_still_told_of(
     again = run({**config, "resume": str(tmp_path / "cut")}, tmp_path / "cut")
     assert again["failures"] == whole["failures"]
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+
+
+def test_a_run_that_ends_while_it_is_waited_for_keeps_what_it_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = half_a_run(tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    lock = Store.lock
+
+    def late(store: Store) -> None:
+        (tmp_path / "integrity.json").write_text("{}")
+        shutil.rmtree(store.folder)
+        lock(store)
+
+    monkeypatch.setattr(Store, "lock", late)
+    with pytest.raises(ConfigError, match=r"^resume=.*: a run that can go on, and this one has just ended"):
+        run(again, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_another_commit_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    again = half_a_run(tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "commit", lambda: "0123abc")
+        run(again, tmp_path)
+    assert re.search(r"resume: the code was \S+ and is 0123abc", caplog.text)
 
 
 def test_another_device_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

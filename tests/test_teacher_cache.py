@@ -11,7 +11,7 @@ import fl_cmi.flower.teacher_cache
 import fl_cmi.simulate
 from fl_cmi.compose import compose_config, dataset, make_partition, server_side
 from fl_cmi.flower.records import ARRAYS, to_record
-from fl_cmi.flower.teacher_cache import TeacherCache, plain_first
+from fl_cmi.flower.teacher_cache import TeacherCache, code_digest, plain_first
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
 from fl_cmi.simulate import run
@@ -162,6 +162,17 @@ def test_a_change_of_the_code_is_another_teacher(tmp_path: Path, monkeypatch: py
     assert key_of(tmp_path) != before
 
 
+def test_all_code_is_known_by_its_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machines of a cluster must agree on all of it, of whatever method."""
+    (tmp_path / "federated").mkdir()
+    module = tmp_path / "federated" / "scaffold.py"
+    module.write_text("rate = 1")
+    monkeypatch.setattr(fl_cmi.flower.teacher_cache, "PACKAGE", tmp_path)
+    before = code_digest(["."])
+    module.write_text("rate = 2")
+    assert code_digest(["."]) != before
+
+
 def test_only_plain_messages_of_the_first_round_are_answered(tmp_path: Path) -> None:
     cache = cache_of(tmp_path)
     assert plain_first(message_of(cache))
@@ -188,6 +199,28 @@ def test_clients_that_do_more_are_asked(tmp_path: Path, overrides: list[str], wh
     assert sent == list(messages.values())
     assert cache.status == f"bypassed, because {why}"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_costs_the_cache_and_not_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(TeacherCache, "write", full)
+    assert simulate(tmp_path / "run", "strategy=fedavg", f"teacher_cache={tmp_path}/cache")["digest"]
+    assert "teacher_cache: a client is not kept (No space left on device)" in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_to_is_a_users_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(**_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(fl_cmi.flower.teacher_cache, "TemporaryFile", denied)
+    with pytest.raises(ConfigError, match=r"teacher_cache=.*a folder to write to \(Permission denied\)"):
+        cache_of(tmp_path)
 
 
 def test_a_folder_that_cannot_be_is_a_users_mistake(tmp_path: Path) -> None:

@@ -93,6 +93,9 @@ def open_store(config: Config, run_dir: Path, resume: bool) -> tuple[Store, Gene
         found = store.load(lambda line: logger.warning("resume: %s", line))
     except (Damaged, Busy) as error:
         raise ConfigError("resume", run_dir, f"a run that can go on, but {error}") from None
+    if is_finished(run_dir):  # while the lock was waited for
+        store.unlock() if store.numbers() else store.remove()
+        raise ConfigError("resume", run_dir, "a run that can go on, and this one has just ended")
     if found is None:
         logger.warning("resume: there is no checkpoint yet; the run starts from the beginning")
         (run_dir / "metrics.jsonl").unlink(missing_ok=True)

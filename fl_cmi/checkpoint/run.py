@@ -13,7 +13,7 @@ from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.checks import pick_device
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
-from fl_cmi.report.summary import json_safe
+from fl_cmi.report.summary import commit, json_safe, versions
 from fl_cmi.types import ConfigError
 
 __all__ = ["Checkpoints"]
@@ -177,4 +177,5 @@ def surroundings(config: Config) -> dict[str, Any]:
         "torch": torch.__version__,
         "the number of threads": torch.get_num_threads(),
         "the processor": torch.backends.cpu.get_cpu_capability(),
+        "the code": commit() or versions().get("fl_cmi"),
     }

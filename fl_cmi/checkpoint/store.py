@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -84,16 +85,19 @@ class Store:
         Raises:
             Busy: If another one is inside.
         """
-        if self._lock is None:
+        end = time.monotonic() + PATIENCE
+        while self._lock is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.folder / "lock").open("w")
-            end = time.monotonic() + PATIENCE
-            while not taken(self._lock):
-                if time.monotonic() > end:
-                    self._lock.close()
-                    self._lock = None
-                    raise Busy("another process is at work there")
-                time.sleep(0.05)
+            path = self.folder / "lock"
+            file = path.open("w")
+            # A run that ends meanwhile removes the file that is waited for.
+            if taken(file) and path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                self._lock = file
+                return
+            file.close()
+            if time.monotonic() > end:
+                raise Busy("another process is at work there")
+            time.sleep(0.05)
 
     def unlock(self) -> None:
         """Let others in."""

@@ -37,6 +37,9 @@ def cifar10(root: str | None = None, download: bool = False) -> Dataset:
     )
     names = _class_names(folder / "batches.meta.txt", 10)
     train = [_read(folder / f"data_batch_{batch}.bin", 1, 10) for batch in range(1, 6)]
+    for batch, (_, labels) in enumerate(train, start=1):
+        if len(labels) < max(len(y) for _, y in train):
+            corrupt(folder / f"data_batch_{batch}.bin", f"{len(labels)} records, fewer than in another batch")
     x, y = (torch.cat(parts) for parts in zip(*train, strict=True))
     test = Images(*_read(folder / "test_batch.bin", 1, 10), num_classes=10)
     mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)

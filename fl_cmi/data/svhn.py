@@ -1,5 +1,6 @@
 """SVHN (Netzer et al. 2011): 73,257 + 26,032 color house-number digits, 32x32, cropped format."""
 
+import hashlib
 import zlib
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,11 @@ from fl_cmi.types import ConfigError, Images
 
 __all__ = ["load"]
 
-FILES = ("train_32x32.mat", "test_32x32.mat")
+MD5 = {
+    "train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373",
+    "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3",
+}
+"""Of the published files, as torchvision has them."""
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
@@ -31,7 +36,7 @@ def load(root: str | None = None, download: bool = False) -> Dataset:
         ConfigError: If the set is not there, cannot be fetched, or a file of it is damaged.
     """
     folder = root_folder(root, download)
-    paths = [folder / name for name in FILES]
+    paths = [folder / name for name in MD5]
     if download and not all(path.is_file() for path in paths):
         from torchvision.datasets import SVHN  # a slow import, for downloads only
 
@@ -45,8 +50,17 @@ def load(root: str | None = None, download: bool = False) -> Dataset:
     return Dataset("svhn", _read(paths[0]), _read(paths[1]), MEAN, STD, tuple("0123456789"))
 
 
+def _check(path: Path) -> None:
+    """Nothing but the published files reaches SciPy's parser, which a damaged one can crash."""
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
+    if found != MD5[path.name]:
+        corrupt(path, f"its md5 is {found}, that of the published file {MD5[path.name]}")
+
+
 def _read(path: Path) -> Images:
     """One file: `X` (32, 32, 3, N) uint8 and `y` (N, 1) with 10 for the digit 0."""
+    _check(path)
     try:
         content = loadmat(str(path), variable_names=("X", "y"))
         x, y = content["X"], content["y"].reshape(-1).astype(np.int64) % 10

@@ -1,5 +1,6 @@
 """Tiny ImageNet (Stanford CS231n): 100,000 + 10,000 color photographs of 200 classes, 64x64."""
 
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -48,13 +49,15 @@ def load(root: str | None = None, download: bool = False) -> Dataset:
         )
     wnids = _lines(folder / "wnids.txt")
     label = {wnid: index for index, wnid in enumerate(wnids)}
-    train = [
-        (path, label[wnid])
-        for wnid in wnids
-        for path in sorted((folder / "train" / wnid / "images").glob("*.JPEG"))
+    found = [
+        (path, wnid) for wnid in wnids for path in sorted((folder / "train" / wnid / "images").glob("*.JPEG"))
     ]
-    if not train:
-        corrupt(folder / "train", "no images")
+    numbers = Counter(wnid for _, wnid in found)
+    most = max(numbers.values(), default=0)
+    for wnid in wnids:  # half of a set would give numbers that look right
+        if not most or numbers[wnid] < most:
+            corrupt(folder / "train" / wnid / "images", f"{numbers[wnid]} images, elsewhere {most}")
+    train = [(path, label[wnid]) for path, wnid in found]
     annotations = folder / "val" / "val_annotations.txt"
     test = []
     for line in _lines(annotations):

@@ -30,7 +30,7 @@ from fl_cmi.memory import keep_freed_memory
 from fl_cmi.partition import Partition, client_tests
 from fl_cmi.rng import stream
 from fl_cmi.sides import ClientSide
-from fl_cmi.types import Images, State, Update
+from fl_cmi.types import ConfigError, Images, State, Update
 
 __all__ = ["MakeSide", "client_app", "handle_query", "handle_train", "own_tests"]
 
@@ -166,8 +166,15 @@ def client_images(side: ClientSide, partition: Partition, client: int) -> Images
 
 
 def own_tests(data: Dataset, partition: Partition, seed: int) -> list[Images]:
-    """FedGen's local tests (`partition.client_tests`), one set for each client, with its feature noise as well."""
+    """FedGen's local tests (`partition.client_tests`), one set for each client, with its feature noise as well.
+
+    Raises:
+        ConfigError: No client gets any.
+    """
     slices = client_tests(partition, data.train.y.numpy(), data.test.y.numpy())
+    if not any(map(len, slices)):
+        why = f"false, or fewer clients: no class has a test image for each of the {partition.num_clients}"
+        raise ConfigError("own_tests", "true", why)
     return [
         noisy(
             data.test.subset(torch.from_numpy(indices)),

@@ -67,7 +67,7 @@ def describe(config_json: str | None) -> Surroundings:
         "Python": platform.python_version().rpartition(".")[0],
         "torch": torch.__version__.partition("+")[0],
         **{name: metadata.version(name) for name in ("torchvision", "flwr", "numpy")},
-        "fl_cmi's code": code_digest()[:SHORT],
+        "fl_cmi's code": code_digest(["."])[:SHORT],
     }
     if config_json is None:
         return Surroundings(needed, {"torch": torch.__version__})

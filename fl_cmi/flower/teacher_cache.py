@@ -2,9 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -25,12 +27,19 @@ from fl_cmi.types import ConfigError
 
 __all__ = ["TeacherCache"]
 
+log = logging.getLogger(__name__)
+
 Ask = Callable[[list[Message]], list[Message]]
 """Sends messages to clients and returns their replies."""
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CODE = (
     "flower/client.py",
+    "flower/records.py",
+    "flower/arrays.py",
+    "federated/method.py",
+    "federated/sharing.py",
+    "sides.py",
     "compose.py",
     "training.py",
     "session.py",
@@ -73,6 +82,7 @@ class TeacherCache:
         self.folder = Path(folder).expanduser()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            TemporaryFile(dir=self.folder).close()
         except OSError as error:
             raise ConfigError("teacher_cache", folder, f"a folder to write to ({error.strerror})") from None
         self.config, self.partition, self.data, self.side = config, partition, data, side
@@ -105,7 +115,10 @@ class TeacherCache:
             self.status = "stored" if unknown else "hit"
             for reply in ask(unknown) if unknown else []:
                 if not reply.has_error():
-                    self.write(keys[partition_id(reply.content)], reply)
+                    try:
+                        self.write(keys[partition_id(reply.content)], reply)
+                    except OSError as error:
+                        log.warning("teacher_cache: a client is not kept (%s)", error.strerror)
                 replies.append(reply)
         return replies
 
@@ -116,7 +129,7 @@ class TeacherCache:
         noise = self.partition.noise_sd
         nodes = config["teachers"]["architectures"]
         about: dict[str, Any] = {
-            "code": code_digest(),
+            "code": code_digest(CODE),
             "torch": torch.__version__,
             "processor": processor(side.device),
             "seed": config["seed"],
@@ -191,10 +204,10 @@ def processor(device: torch.device) -> str:
     return f"{device.type} {name}"
 
 
-def code_digest() -> str:
-    """Sha256 (hex) of the source of what a client runs."""
+def code_digest(parts: Sequence[str]) -> str:
+    """Sha256 (hex) of the source in these files and folders of the package."""
     sha = hashlib.sha256()
-    for name in CODE:
+    for name in parts:
         top = PACKAGE / name
         for path in sorted(top.rglob("*.py")) if top.is_dir() else [top]:
             sha.update(path.read_bytes())

@@ -82,20 +82,23 @@ def curves(
     """Draw the student's accuracy above the loss terms, over the epochs of all rounds laid end to end.
 
     Args:
-        rows: Events as logged. `evaluate`: `round`, `accuracy` and, within a round, `epoch`; `synthesis` and
-            `distillation`: `round`, `epoch`, and any number of terms by name. Other events are passed over.
+        rows: Events as logged. `evaluate`: `round`, `accuracy` and, within a round, `epoch`. `round`: `round` and
+            perhaps `accuracy`, which counts where nothing was evaluated within. `synthesis` and `distillation`:
+            `round`, `epoch`, and any number of terms by name. Other events are passed over.
         path: The PNG to write.
         ensemble: Accuracy of the clients' ensemble in the last round, a horizontal line.
         average: Accuracy of the clients' parameter average in the last round, another one.
         teacher: Accuracy of the one teacher of an un-federated run.
     """
-    rows = [row for row in rows if row["event"] in ("evaluate", "synthesis", "distillation")]
+    rows = [row for row in rows if row["event"] in ("evaluate", "round", "synthesis", "distillation")]
     epochs = any(row.get("epoch") is not None for row in rows)
     start, end = _round_spans(rows)
     terms = _terms(rows, start, end)
     figure = _figure(9.0, 6.6 if terms else 3.8)
     panels = figure.subplots(2 if terms else 1, 1, sharex=True, squeeze=False)[:, 0]
-    scored = [(_place(row, start, end), row) for row in rows if row["event"] == "evaluate"]
+    inside = {row["round"] for row in rows if row["event"] == "evaluate"}
+    looks = [row for row in rows if row["event"] == "evaluate" or row["round"] not in inside]
+    scored = [(_place(row, start, end), row) for row in looks if "accuracy" in row]
     bounds = (("ensemble (bound)", ensemble), ("teacher (bound)", teacher))
     levels = [(name, level, ENSEMBLE, "--") for name, level in bounds if level is not None]
     levels += [("average of the clients", average, AVERAGE, ":")] if average is not None else []
@@ -125,14 +128,15 @@ def synthetic_grid(
     """Draw a row of images for each class, its name at the left; a class without images has empty places.
 
     Args:
-        x: Images in [0, 1], gray or RGB, enlarged by whole factors without smoothing.
+        x: Images in [0, 1], enlarged by whole factors without smoothing; those that are neither gray nor RGB are shown
+            as the mean of their channels.
         y: The class that each was made for.
         class_names: Names of all classes.
         path: The PNG to write.
         per_class: Images per row, spread evenly over those there are, in their order.
     """
     channels, height, width = x.shape[1:]
-    assert channels in (1, 3), f"{channels} channels are no picture"
+    x = x if channels in (1, 3) else x.float().mean(dim=1, keepdim=True)
     most = 64 if len(class_names) <= 20 else 32
     scale = max(1, most // max(height, width))
     cell_h, cell_w, space = height * scale, width * scale, 3
@@ -191,7 +195,7 @@ def _accuracies(
         axes.text(0.5, 0.5, "no evaluation logged", transform=axes.transAxes, ha="center", color=FAINT)
     for name, level, color, style in levels:
         axes.axhline(level, color=color, linestyle=style, linewidth=1.4, label=f"{name} {percent(level)}")
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
     axes.set_ylabel("test accuracy")
     shown = [row["accuracy"] for _, row in scored] + [level for _, level, _, _ in levels]
     low, high = (min(shown), max(shown)) if shown else (0.0, 1.0)

@@ -121,6 +121,9 @@ def _headline(summary: dict[str, Any]) -> str:
             "architectures differ" if average is None and mixed else "of the clients",
         ),
     ]
+    if summary.get("own_tests") is not None:
+        own = percent(summary["own_tests"])
+        numbers.append(("average", "Own tests", own, "each client on its own test images"))
     best = ""
     if student.get("accuracy_best") is not None:
         text = f"Student, best round ({student['round_best']}): {percent(student['accuracy_best'])}"
@@ -216,7 +219,8 @@ def _privacy(summary: dict[str, Any]) -> str:
     failures = summary.get("failures", [])
     rows = [(str(row["round"]), str(row["client"]), row["kind"], row["message"]) for row in failures]
     failed = table(("round", "client", "what", "message"), rows, numbers=(0, 1)) if rows else "<p>None.</p>"
-    mark = f' <span class="bad">{len(failures)}</span>' if failures else ""
+    lost = sum(not row.get("retried") for row in failures)  # the others were asked again
+    mark = f' <span class="bad">{lost}</span>' if lost else ""
     return section("What left each client", disclosed) + f"<section><h2>Failures{mark}</h2>{failed}</section>"
 
 

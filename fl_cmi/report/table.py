@@ -41,11 +41,12 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     if summary.get("attacks"):
         _lines(console, "Attacks", attack_lines(summary["attacks"]))
     _lines(console, "What left each client", summary.get("disclosed", []))
-    failures = [
-        f"round {row['round']}, client {row['client']}, {row['kind']}: {row['message']}"
-        for row in summary.get("failures", [])
+    failures = summary.get("failures", [])
+    lost = any(not row.get("retried") for row in failures)
+    told = [
+        f"round {row['round']}, client {row['client']}, {row['kind']}: {row['message']}" for row in failures
     ]
-    _lines(console, "Failures", failures, style="bold red" if failures else "bold")
+    _lines(console, "Failures", told, style="bold red" if lost else "bold")
     if served := summary.get("served"):
         _lines(
             console,
@@ -150,6 +151,8 @@ def _results(summary: dict[str, Any]) -> Table:
         Text(percent(student["accuracy_last"]), style="bold"),
         "the result",
     )
+    if summary.get("own_tests") is not None:
+        table.add_row("own tests", percent(summary["own_tests"]), "each client on its own ones")
     if student.get("accuracy_best") is not None:
         table.add_row(
             f"student, best round ({student['round_best']})",

@@ -268,7 +268,7 @@ def main() -> None:
     for name, unit in UNITS.items():
         value = byte_size(round(found[name])) if unit.startswith("bytes") else f"{1e3 * found[name]:.3g} ms"
         print(f"{name:10} {value:>10}  {unit.replace('s of', 'of', 1) if unit.startswith('s ') else unit}")
-    print(f"\n{'':26}" + "".join(f"{f'N={n:,} K={k:,} A={a:,}':>26}" for n, k, a in PLANS))
+    print(f"\n{'':26}" + "".join(f"{f'N={n:,} K={k:,} A={a:,}':>31}" for n, k, a in PLANS))
     columns = [plan(found, *sizes) for sizes in PLANS]
     for row in columns[0]:
         sizes = row in ("driver", "sent")
