@@ -76,6 +76,7 @@ ADAM = [
     "synthesizer.inversion.steps=200",
     "synthesizer.inversion.source.optimizer._target_=torch.optim.Adam",
     "~synthesizer.inversion.source.optimizer.momentum",
+    "synthesizer.inversion.source.schedule=null",
     "synthesizer.inversion.source.grid_every=20",
 ]
 """As in a later version of the authors' code: with the paper's SGD images hardly leave their start."""

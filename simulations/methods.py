@@ -44,6 +44,7 @@ METHODS: dict[str, list[str]] = {
         *pixels("kw_bns_inception"),
         "synthesizer.inversion.source.optimizer._target_=torch.optim.Adam",
         "~synthesizer.inversion.source.optimizer.momentum",
+        "synthesizer.inversion.source.schedule=null",
         "synthesizer.inversion.source.grid_every=20",
     ],
     "dafl": generator("dafl"),
