@@ -114,9 +114,7 @@ def carry_on(
         # The clients build it, but a mistake is told before they start.
         side.sharing.check(build(config["local"], "local"), side.student())
         if config["save_pool"] and not isinstance(strategy, FedCmi):
-            raise ConfigError(
-                "save_pool", "true", "false, because only strategy=fed_cmi makes synthetic images"
-            )
+            raise ConfigError("save_pool", "true", "false, because only fed_cmi makes synthetic images")
         method, predictor = strategy, getattr(strategy, "predictor", None)
         if config.get("buffers") is not None:
             strategy = SeparateBuffers(strategy, side)

@@ -104,6 +104,13 @@ class Budget:
         another = self.batch + self.learning + self.whole if self.whole else 0.0
         return self.seconds is not None and self.elapsed + another >= self.seconds
 
+    @contextmanager
+    def learns(self) -> Iterator[None]:
+        """Inside, the ensemble's rule learns."""
+        begin = self.elapsed
+        yield
+        self.learning = self.elapsed - begin
+
     def pieces(self, steps: int, planned: tuple[float, float]) -> Iterator[tuple[int, tuple[float, float]]]:
         """A lesson of so many steps in one piece, or in short ones, of which only the first may begin too late.
 

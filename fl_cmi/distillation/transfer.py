@@ -153,10 +153,8 @@ class Transfer:
         """Let the ensemble's rule learn from the pool, where it can."""
         combine, batch_size = self.ensemble.combine, self.lesson.distiller.batch_size
         if isinstance(combine, Learns) and self.replay.act():
-            begin = self.budget.elapsed
-            with self.progress.phase("distillation"):
+            with self.progress.phase("distillation"), self.budget.learns():
                 combine.learn(self.ensemble, self.pool, batch_size, epoch, self.stream("combine", epoch))
-            self.budget.learning = self.budget.elapsed - begin
             where = {"round": self.server_round, "epoch": epoch + 1}
             self.log.write("weights", **where, weights=combine.weights(self.ensemble.clients).tolist())
 

@@ -82,9 +82,8 @@ def curves(
     """Draw the student's accuracy above the loss terms, over the epochs of all rounds laid end to end.
 
     Args:
-        rows: Events as logged. `evaluate`: `round`, `accuracy` and, within a round, `epoch`. `round`: `round` and
-            perhaps `accuracy`, which counts where nothing was evaluated within. `synthesis` and `distillation`:
-            `round`, `epoch`, and any number of terms by name. Other events are passed over.
+        rows: Events as logged. `evaluate`: `round`, `accuracy` and, within a round, `epoch`. `round`: perhaps
+            `accuracy`, for rounds without evaluations. `synthesis`, `distillation`: `round`, `epoch`, and any terms.
         path: The PNG to write.
         ensemble: Accuracy of the clients' ensemble in the last round, a horizontal line.
         average: Accuracy of the clients' parameter average in the last round, another one.
@@ -128,8 +127,7 @@ def synthetic_grid(
     """Draw a row of images for each class, its name at the left; a class without images has empty places.
 
     Args:
-        x: Images in [0, 1], enlarged by whole factors without smoothing; those that are neither gray nor RGB are shown
-            as the mean of their channels.
+        x: Images in [0, 1], enlarged by whole factors, not smoothed; neither gray nor RGB: their channels' mean.
         y: The class that each was made for.
         class_names: Names of all classes.
         path: The PNG to write.
