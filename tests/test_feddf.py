@@ -21,7 +21,7 @@ from fl_cmi.distillation.early_stopping import EarlyStopping
 from fl_cmi.distillation.kl import KL
 from fl_cmi.distillation.proxy import NoiseDraws, Unlabelled, surest
 from fl_cmi.ensemble import mean_logits
-from fl_cmi.flower.feddf import FedDF, split, worth_keeping
+from fl_cmi.flower.feddf import FedDF, shares, split, worth_keeping
 from fl_cmi.flower.local_backend import LocalGrid
 from fl_cmi.flower.participation import Participation
 from fl_cmi.flower.prototypes import Prototypes
@@ -281,6 +281,16 @@ def test_options_out_of_range_are_refused(option: str, value: Any, tmp_path: Pat
         strategy(side_of(tmp_path, "held_out=20"), **{option: value})
     with pytest.raises(ConfigError, match=r"^strategy\.surest=0\.5: null, because strategy\.inputs=noise"):
         strategy(side_of(tmp_path, "held_out=20"), inputs="noise", surest=0.5)
+
+
+def test_students_share_what_is_left_of_the_time() -> None:
+    now = [100.0]
+    found = []
+    for share in shares(12.0, 3, lambda: now[0]):
+        found.append(share)
+        now[0] += {1: 5.0, 2: 1.0, 3: 9.0}[len(found)]  # late, early, late
+    assert found == [4.0, 3.5, 6.0]
+    assert list(shares(None, 2, lambda: 0.0)) == [None, None]
 
 
 # ------------------------------------------------------------------------------------------ the maths

@@ -1,6 +1,6 @@
 """FedDF: each architecture's average is distilled from all clients, on images that the server has of its own."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Literal
 
@@ -13,7 +13,7 @@ from torch import nn
 from fl_cmi.bank import Draws, Shuffled
 from fl_cmi.checkpoint.state import Scene, restore, state_of
 from fl_cmi.checkpoint.tree import Tree
-from fl_cmi.distillation.budget import Budget, checked_budget, clock_called
+from fl_cmi.distillation.budget import Budget, Clock, checked_budget, clock_called
 from fl_cmi.distillation.distiller import Distiller
 from fl_cmi.distillation.early_stopping import EarlyStopping, Stopped
 from fl_cmi.distillation.proxy import NoiseDraws, Unlabelled, surest
@@ -51,7 +51,7 @@ class FedDF(FedAvg):
         surest: Share in (0, 1] of the proxy images, those on which the ensemble is surest; None: all.
         drop_worst: Whether clients that fare badly on the validation images are left out of average and ensemble.
         students: Distil `all` architectures, or only the global model's own (`student`); the others stay averages.
-        budget_s: Seconds, > 0, of a round's distillation, shared evenly by the students; None: no limit.
+        budget_s: Seconds, > 0, of a round's distillation, an equal share of what is left for each student; None: no limit.
         budget_clock: What they are counted by: `wall`, or `cpu` (all threads of the process).
     """
 
@@ -126,9 +126,9 @@ class FedDF(FedAvg):
         if self.students == "all":
             kinds += [kind for kind in renewed if kind != prototypes.own]
         draws = self.draws(ensemble)
-        for number, kind in enumerate(kinds):
-            budget = Budget(None if self.budget_s is None else self.budget_s / len(kinds), self.clock)
-            stopped = self.distil(kind, number, ensemble, draws, server_round, budget)
+        seconds = shares(self.budget_s, len(kinds), self.clock)
+        for number, (kind, share) in enumerate(zip(kinds, seconds, strict=True)):
+            stopped = self.distil(kind, number, ensemble, draws, server_round, Budget(share, self.clock))
             side.log.write("feddf", round=server_round, student=number, **vars(stopped))
         self.teacher_passes += ensemble.passes
         metrics = {"teacher-passes": float(ensemble.passes), "students": float(len(kinds))}
@@ -192,6 +192,13 @@ class FedDF(FedAvg):
         side = self.side
         found = [self.validate(side.teacher(update).model.to(side.device)) for update in updates]
         return [updates[k] for k in worth_keeping(found, side.task.num_classes)]
+
+
+def shares(total: float | None, students: int, clock: Clock) -> Iterator[float | None]:
+    """Seconds for each student in turn: an equal share of what is left, so that only the last can be late."""
+    begin = clock()
+    for number in range(students):
+        yield None if total is None else (total - (clock() - begin)) / (students - number)
 
 
 def split(side: ServerSide, validation_share: float) -> tuple[Images, Images]:
