@@ -51,7 +51,8 @@ class FedDF(FedAvg):
         surest: Share in (0, 1] of the proxy images, those on which the ensemble is surest; None: all.
         drop_worst: Whether clients that fare badly on the validation images are left out of average and ensemble.
         students: Distil `all` architectures, or only the global model's own (`student`); the others stay averages.
-        budget_s: Seconds, > 0, of a round's distillation, an equal share of what is left for each student; None: no limit.
+        budget_s: Seconds, > 0, of a round's distillation, for each student an equal share of what is left; None: no
+            limit.
         budget_clock: What they are counted by: `wall`, or `cpu` (all threads of the process).
     """
 
