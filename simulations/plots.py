@@ -14,7 +14,7 @@ __all__ = ["draw"]
 
 Rows = Sequence[Mapping[str, Any]]
 
-COLORS = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#7d6b00", "#0a7d8c", "#57606a")
+COLORS = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#7d6b00", "#0a7d8c", "#57606a", "#cf222e")
 MARKERS = "osD^vPX*"
 SETTING = ("partition", "alpha", "clients")
 MANY = 30
