@@ -90,8 +90,7 @@ class Store:
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / "lock"
             file = path.open("w")
-            # A run that ends meanwhile removes the file that is waited for.
-            if taken(file) and path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            if taken(file) and still_there(file, path):
                 self._lock = file
                 return
             file.close()
@@ -234,6 +233,14 @@ class Store:
         """Remove the folder: the run is over."""
         self.unlock()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def still_there(file: IO[str], path: Path) -> bool:
+    """Whether the path is of this open file; a run that ends removes its own while others wait for it."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def taken(lock: IO[str]) -> bool:
