@@ -89,7 +89,10 @@ class Store:
         while self._lock is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / "lock"
-            file = path.open("w")
+            try:
+                file = path.open("w")
+            except FileNotFoundError:  # the folder has just gone
+                continue
             if taken(file) and still_there(file, path):
                 self._lock = file
                 return
