@@ -151,7 +151,7 @@ def plan(options: argparse.Namespace) -> Plan:
     return found
 
 
-def told(row: Row, steps: int) -> dict[str, Value]:
+def told(row: Row, steps: Value) -> dict[str, Value]:
     """What a row says if it is run for so many steps, as far as that is known before."""
     number = {"pool": row["images_number"], "one a class": FEW}.get(row["images"], NUMBER)
     return {"kd_steps": "" if row["bits"] == "int8" else steps, "images_number": number}

@@ -89,9 +89,10 @@ def check_rows(
                 )
 
 
-def given(overrides: Iterable[str], key: str, default: int) -> int:
-    """The whole number that the last override of the key sets it to."""
-    return int(dict(override.partition("=")[::2] for override in overrides).get(key, default))
+def given(overrides: Iterable[str], key: str, default: Value) -> Value:
+    """What the last override of the key sets it to, right or wrong; the default without one."""
+    found = dict(override.partition("=")[::2] for override in overrides)
+    return typed(found[key]) if key in found else default
 
 
 def known_at(path: str, keys: Sequence[str], more: Sequence[str]) -> Known:

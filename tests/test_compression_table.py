@@ -160,6 +160,7 @@ def test_rows_of_other_steps_are_refused(tmp_path: Path, capsys: pytest.CaptureF
         return capsys.readouterr().err
 
     assert "--known: it has rows with kd_steps 300, here 2000" in refused("--", "steps=2000")
+    assert "--known: it has rows with kd_steps 300, here abc" in refused("--", "steps=abc")
     said = "--known: its rows do not tell whether they had distiller.batch_size=512"
     assert said in refused("--", "distiller.batch_size=512")
     text = (tmp_path / "first/results.csv").read_text().replace(",512,", ",256,")
