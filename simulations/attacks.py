@@ -128,13 +128,13 @@ def run(arguments: Sequence[str] | None = None, launch: Launch | None = None) ->
         own.numbers or ((0, 2) if own.quick else NUMBERS),
         own.quick,
     )
+    rest = ["--out", "outputs/attacks-quick", *rest] if own.quick else rest
+    options = options_of(study, rest, [parser])
     if own.quick:
-        if options_of(study, rest).jobs > 1:
+        if options.jobs > 1:
             parser.error("--quick: its runs are in one process, so --jobs is 1")
-        rest = ["--out", "outputs/attacks-quick", *rest]
         launch = in_process if launch is None else launch
     code = main(study, rest, launch, [parser], typed)
-    options = options_of(study, rest)
     results = Path(options.out) / "results.csv"
     if not options.dry_run and code != 2 and results.is_file():
         with results.open(encoding="utf-8", newline="") as file:

@@ -158,10 +158,9 @@ def torment(
     longest = idle + max(1.0, 2 * (seconds - idle) / kills)
     number = 1
     while True:
-        run = folder / f"run{number}"
+        run, struck = folder / f"run{number}", len(report.kills)
         known = run / ".hydra" / "overrides.yaml"
         again = known.is_file() and known.stat().st_size > 0
-        struck = len(report.kills)
         process = start_of([f"resume={run}"] if again else overrides, run)
         if len(report.kills) == kills:
             code = process.wait(LIMIT)

@@ -22,7 +22,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fl_cmi.compose import compose_config
-from fl_cmi.report.summary import json_safe
+from fl_cmi.report.summary import as_told
 
 __all__ = [
     "CARRIAGE",
@@ -84,8 +84,7 @@ class Cell:
     def config(self) -> dict[str, Any]:
         """Its configuration, as a summary tells it."""
         with composing:
-            config = compose_config(self.overrides, self.program, self.complete)
-            return dict(json.loads(json.dumps(json_safe(config))))
+            return dict(as_told(compose_config(self.overrides, self.program, self.complete)))
 
     def result(self) -> dict[str, Any] | None:
         """The summary of a finished run of the very same configuration; None if there is none."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_cmi.checkpoint.store import Busy, Damaged, Generation, Store
-from fl_cmi.report.summary import json_safe
+from fl_cmi.report.summary import as_told
 from fl_cmi.types import ConfigError
 
 __all__ = ["begin_or_resume", "differing", "is_begun"]
@@ -67,7 +67,7 @@ def finished(run_dir: Path, config: Config) -> dict[str, Any]:
         raise ConfigError("resume", run_dir, allowed) from None
     check_same(there, config, run_dir)
     for key, instead in MADE.items():
-        wanted = json.loads(json.dumps(json_safe(config.get(key))))
+        wanted = as_told(config.get(key))
         if wanted and wanted != there.get(key):
             name = wanted["_target_"].rsplit(".", 1)[-1] if isinstance(wanted, dict) else "true"
             raise ConfigError(key, name, f"what it was, because the run is over{instead.format(run_dir)}")
@@ -143,7 +143,7 @@ def check_same(there: Config, here: Config, run_dir: Path) -> None:
 
 def differing(there: Config, here: Config) -> list[str]:
     """Keys in which two configurations differ, with both values, but for those that are free."""
-    old, new = (dict(leaves(json.loads(json.dumps(json_safe(config))), "")) for config in (there, here))
+    old, new = (dict(leaves(as_told(config), "")) for config in (there, here))
     missing = object()
     keys = [key for key in {**old, **new} if old.get(key, missing) != new.get(key, missing)]
     return [

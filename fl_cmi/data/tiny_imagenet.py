@@ -52,10 +52,12 @@ def load(root: str | None = None, download: bool = False) -> Dataset:
     found = [
         (path, wnid) for wnid in wnids for path in sorted((folder / "train" / wnid / "images").glob("*.JPEG"))
     ]
+    if not found:
+        corrupt(folder / "train", "no images")
     numbers = Counter(wnid for _, wnid in found)
-    most = max(numbers.values(), default=0)
+    most = max(numbers.values())
     for wnid in wnids:  # half of a set would give numbers that look right
-        if not most or numbers[wnid] < most:
+        if numbers[wnid] < most:
             corrupt(folder / "train" / wnid / "images", f"{numbers[wnid]} images, elsewhere {most}")
     train = [(path, label[wnid]) for path, wnid in found]
     annotations = folder / "val" / "val_annotations.txt"

@@ -17,7 +17,7 @@ from fl_cmi.files import whole
 from fl_cmi.report.metrics import plain
 from fl_cmi.types import State
 
-__all__ = ["commit", "digest", "json_safe", "provenance", "versions", "write_json"]
+__all__ = ["as_told", "commit", "digest", "json_safe", "provenance", "versions", "write_json"]
 
 DISTRIBUTIONS = ("fl_cmi", "torch", "torchvision", "flwr", "ray", "hydra-core", "numpy", "torchmetrics")
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -70,6 +70,11 @@ def provenance(config: dict[str, Any]) -> dict[str, Any]:
         "versions": versions(),
         "config": json_safe(config),
     }
+
+
+def as_told(value: Any) -> Any:
+    """A configuration, or a part of one, as it comes back from a summary."""
+    return json.loads(json.dumps(json_safe(value)))
 
 
 def json_safe(value: Any) -> Any:
