@@ -84,6 +84,18 @@ def test_gradients_go_straight_through_inside_and_stop_outside() -> None:
     assert x.grad.tolist() == [0.0, 2.0, 3.0, 4.0, 5.0, 0.0]
 
 
+def test_weights_make_their_range_and_get_all_gradients() -> None:
+    weight = torch.tensor([[-1.0, 0.3, 0.4, 0.9]], requires_grad=True)
+    low, high = with_exact_zero(*channel_range(weight), 2)
+    assert ((weight < low) | (weight > high)).any(), "an exact zero has moved the range"
+    slope = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    out = fake_quantize(weight, low, high, 2, everywhere=True)
+    assert torch.equal(out, fake_quantize(weight, low, high, 2))
+    (slope * out).sum().backward()
+    assert weight.grad is not None
+    assert torch.equal(weight.grad, slope)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_one_range_is_as_quick_as_numbers_and_as_right_as_many_ranges(dtype: torch.dtype) -> None:
     """Scalars have kernels of their own; values at both ends and their neighbours get the bits of the general way."""

@@ -21,7 +21,9 @@ def step_size(low: Bound, high: Bound, bits: int) -> Bound:
     return torch.where(high > low, (high - low) / (2**bits - 1), 1.0)
 
 
-def fake_quantize(x: Float[Tensor, "*shape"], low: Bound, high: Bound, bits: int) -> Float[Tensor, "*shape"]:
+def fake_quantize(
+    x: Float[Tensor, "*shape"], low: Bound, high: Bound, bits: int, everywhere: bool = False
+) -> Float[Tensor, "*shape"]:
     """`q(x) = round(clip((x - low) / scale, 0, 2^b - 1)) scale + low`, straight through.
 
     The gradient with respect to x is 1 inside the range, its ends included, and 0 outside; the range gets none.
@@ -36,8 +38,10 @@ def fake_quantize(x: Float[Tensor, "*shape"], low: Bound, high: Bound, bits: int
         low: Least level.
         high: Greatest level, >= low.
         bits: b >= 1.
+        everywhere: Whether the gradient is 1 outside as well: for weights whose range is made of them. An exact zero
+            shifts it by up to half a step, and the weights beyond its end, which make it, would never move again.
     """
-    value: Tensor = _StraightThrough.apply(x, low.detach(), high.detach(), bits)
+    value: Tensor = _StraightThrough.apply(x, low.detach(), high.detach(), bits, everywhere)
     return value
 
 
@@ -45,30 +49,34 @@ class _StraightThrough(torch.autograd.Function):
     """In place after the clipping, and one tensor is kept for the gradient: autograd would keep and pass many more."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor, bits: int, everywhere: bool) -> Tensor:
+        ctx.everywhere = everywhere
         ctx.numbers = low.ndim == 0 and x.device.type == "cpu"  # elsewhere asking for a number takes long
         clipped = x.clamp(low.item(), high.item()) if ctx.numbers else x.clamp(low, high)
-        ctx.save_for_backward(*((x, low, high) if ctx.numbers else (clipped == x,)))
+        if not everywhere:
+            ctx.save_for_backward(*((x, low, high) if ctx.numbers else (clipped == x,)))
         scale = step_size(low, high, bits)
         return clipped.sub_(low).div_(scale).round_().mul_(scale).add_(low)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        if ctx.everywhere:
+            return grad, None, None, None, None
         if not ctx.numbers:
             (inside,) = ctx.saved_tensors
-            return torch.where(inside, grad, 0.0), None, None, None
+            return torch.where(inside, grad, 0.0), None, None, None, None
         # The same bits as by a mask, in a tenth of the time. This kernel's ends are outside, ours are inside.
         x, low, high = (value.to(grad.dtype) for value in ctx.saved_tensors)
         below, above = (
             end.nextafter(torch.full_like(end, to)).item() for end, to in ((low, -inf), (high, inf))
         )
-        return torch.ops.aten.hardtanh_backward(grad, x, below, above), None, None, None
+        return torch.ops.aten.hardtanh_backward(grad, x, below, above), None, None, None, None
 
 
 def with_exact_zero(low: Bound, high: Bound, bits: int) -> tuple[Bound, Bound]:
     """The range, widened to contain 0 and shifted by less than a step so that 0 is one of the levels.
 
-    Without it a padded border, or the zeros behind a ReLU, come out as small constants.
+    Without it the zeros behind a ReLU come out as small constants.
 
     Returns:
         `-z scale` and `(2^b - 1 - z) scale`, with `z = round(-low / scale)`.

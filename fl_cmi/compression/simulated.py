@@ -17,7 +17,8 @@ class Quantized(nn.Module):
     """A layer whose input and weights are quantized: `layer(q(x); q(W), b)`; the bias is not.
 
     The input has one range, which is fixed; the weights have one per output channel, that of the weights as they
-    stand, so that it follows them in training. Gradients pass straight through.
+    stand, so that it follows them in training. Gradients pass straight through: to the input inside its range, to
+    all weights.
 
     Args:
         layer: Convolution or linear layer; trained as it is, in floating point.
@@ -61,7 +62,7 @@ class Quantized(nn.Module):
         return (
             weight
             if self.weight_bits is None
-            else fake_quantize(weight, *self.weight_range(), self.weight_bits)
+            else fake_quantize(weight, *self.weight_range(), self.weight_bits, everywhere=True)
         )
 
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
