@@ -2,6 +2,7 @@
 
 import io
 import json
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -61,13 +62,63 @@ def test_int8_is_executed_saved_and_reloaded(make: type[nn.Module], tmp_path: Pa
     with torch.no_grad():
         logits, expected = predict(x), model(x)
     assert 0 < (logits - expected).abs().max() < 0.1 * expected.abs().max()
-    assert compressor.describe(small)["int8_kernels"] == sum(
-        isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules()
-    )
+    number = sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules())
+    told = compressor.describe(small)
+    assert (told["int8_kernels"], told["layers"]) == (number, number)
     (path,) = compressor.save(small, tmp_path).files
     again = Executable(load_int8(path))
     assert torch.equal(again(x), logits)
     assert again(x[:3]).shape == (3, CLASSES), "any batch size"
+
+
+FRESH = """
+import sys, pathlib, torch
+from fl_cmi.compression.int8 import Executable, load_int8
+predict = Executable(load_int8(pathlib.Path(sys.argv[1])))
+print(predict.kernels((1, 8, 8)))
+"""
+
+
+@pytest.mark.usefixtures("torchao")
+@pytest.mark.filterwarnings("ignore")
+def test_a_program_that_only_loads_has_the_kernels(tmp_path: Path) -> None:
+    """Kernels are put in by passes that an import registers, and compressing has imported much."""
+    compressor = Int8()
+    (path,) = compressor.save(compressor(network().eval(), BATCHES), tmp_path).files
+    said = subprocess.run(
+        [sys.executable, "-c", FRESH, str(path)], check=True, capture_output=True, text=True
+    )
+    assert said.stdout.split() == ["4"]
+
+
+@pytest.mark.usefixtures("torchao")
+@pytest.mark.filterwarnings("ignore")
+def test_a_machine_without_kernels_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Executable, "kernels", lambda self, shape: 0)
+    with pytest.raises(CompressionFailure, match="no int8 of this model .*no int8 kernel for any"):
+        Int8()(network().eval(), BATCHES)
+
+
+@pytest.mark.usefixtures("torchao")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("where", ["torch.export.export", "torch.export.save"])
+def test_what_a_library_raises_is_a_failure(
+    where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise ValueError("odd\ndetails")
+
+    compressor = Int8()
+    if where == "torch.export.save":
+        small = compressor(network().eval(), BATCHES)
+        monkeypatch.setattr(where, fails)
+        with pytest.raises(CompressionFailure, match=r"compression=int8: no file of this model \(odd\)$"):
+            compressor.save(small, tmp_path)
+        assert list(tmp_path.iterdir()) == []
+    else:
+        monkeypatch.setattr(where, fails)
+        with pytest.raises(CompressionFailure, match=r"compression=int8: no int8 of this model \(odd\)$"):
+            compressor(network().eval(), BATCHES)
 
 
 @pytest.mark.usefixtures("torchao")

@@ -1,6 +1,7 @@
 """What makes a small model of a large one."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -8,11 +9,28 @@ from typing import Any, Protocol
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["CompressionFailure", "Compressor", "Written"]
+from fl_cmi.types import ConfigError
+
+__all__ = ["CompressionFailure", "Compressor", "Written", "by_library"]
 
 
 class CompressionFailure(RuntimeError):  # noqa: N818 - like those of clients
     """A library could not make the small model, or made another one than it should; the message tells all."""
+
+
+@contextmanager
+def by_library(task: str) -> Iterator[None]:
+    """Inside, whatever a library raises, which has exceptions of its own, is a CompressionFailure: `task (reason)`.
+
+    What the system raises, such as a full disk, and a user's mistake pass.
+    """
+    try:
+        yield
+    except (OSError, ConfigError, CompressionFailure):
+        raise
+    except Exception as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CompressionFailure(f"{task} ({said})") from error
 
 
 @dataclass(frozen=True)

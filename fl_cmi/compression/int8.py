@@ -21,12 +21,20 @@ from torch.fx import GraphModule
 
 from fl_cmi.compression import archive
 from fl_cmi.compression.calibration import measure_ranges
-from fl_cmi.compression.compressor import Written
+from fl_cmi.compression.compressor import CompressionFailure, Written, by_library
 from fl_cmi.compression.onnx_export import save_onnx
 from fl_cmi.files import whole
 from fl_cmi.types import ConfigError, Shape
 
 __all__ = ["Executable", "Int8", "load_int8"]
+
+FAILED = "compression=int8: no int8 of this model"
+
+LAYERS = (
+    torch.ops.aten.conv2d.default,
+    torch.ops.aten.conv2d.padding,
+    torch.ops.aten.linear.default,
+)
 
 LARGEST_BATCH = 4096
 """Of the exported graph; larger batches are split."""
@@ -61,6 +69,7 @@ class Int8:
 
         Raises:
             ConfigError: As `measure_ranges`: images that show nothing would leave a ruined model.
+            CompressionFailure: A library fails, or has no int8 kernel for any of the layers.
         """
         self.check(model)
         pieces = (piece for x in batches for piece in x.split(LARGEST_BATCH) if len(piece))
@@ -68,14 +77,14 @@ class Int8:
         if first is None:
             raise ConfigError("calibration", 0, "at least one image to calibrate on")
         with torch.no_grad(), quiet():
-            pt2e = importlib.import_module("torchao.quantization.pt2e.quantize_pt2e")
-            x86 = importlib.import_module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
-            quantizer = x86.X86InductorQuantizer()
-            quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
-            # A batch of 1 would be taken for a constant.
-            example = first[:1].cpu().repeat(2, 1, 1, 1)
-            graph = exported(copy.deepcopy(model).cpu().eval(), example).module()
-            observed = pt2e.prepare_pt2e(graph, quantizer)
+            with by_library(FAILED):
+                pt2e = importlib.import_module("torchao.quantization.pt2e.quantize_pt2e")
+                quantizer = x86().X86InductorQuantizer()
+                quantizer.set_global(x86().get_default_x86_inductor_quantization_config())
+                # A batch of 1 would be taken for a constant.
+                example = first[:1].cpu().repeat(2, 1, 1, 1)
+                graph = exported(copy.deepcopy(model).cpu().eval(), example).module()
+                observed = pt2e.prepare_pt2e(graph, quantizer)
 
             def shown() -> Iterator[Tensor]:
                 for x in itertools.chain([first], pieces):
@@ -83,8 +92,13 @@ class Int8:
                     yield x
 
             measure_ranges(model, shown())
-            converted = pt2e.convert_pt2e(observed)
-        return pruned(converted)
+            with by_library(FAILED):
+                small = pruned(pt2e.convert_pt2e(observed))
+        if not Executable(small).kernels(image_shape(small)):
+            raise CompressionFailure(
+                f"{FAILED} (oneDNN has no int8 kernel for any of its layers on this machine)"
+            )
+        return small
 
     def predictor(self, small: nn.Module) -> "Executable":
         """The graph with oneDNN's int8 kernels."""
@@ -104,8 +118,16 @@ class Int8:
         return load_int8(path)
 
     def describe(self, small: nn.Module) -> dict[str, Any]:
-        """8 bits, and how many layers compute with them."""
-        return {"w": 8, "a": 8, "ends": 8, "int8_kernels": Executable(small).kernels(image_shape(small))}
+        """8 bits, how many layers compute with them, and of how many."""
+        assert isinstance(small, GraphModule)
+        number = sum(node.target in LAYERS for node in small.graph.nodes)
+        kernels = Executable(small).kernels(image_shape(small))
+        return {"w": 8, "a": 8, "ends": 8, "int8_kernels": kernels, "layers": number}
+
+
+def x86() -> Any:
+    """The quantizer of torchao. Its import also registers the passes that put int8 kernels into a graph."""
+    return importlib.import_module("torchao.quantization.pt2e.quantizer.x86_inductor_quantizer")
 
 
 def require(name: str, what: str) -> None:
@@ -159,7 +181,7 @@ def image_shape(graph: nn.Module) -> Shape:
 
 def save_int8(graph: nn.Module, shape: Shape, path: Path) -> None:
     """Write an exported graph, deflated, without example images and machine paths; `torch.export.load` reads it."""
-    with torch.no_grad(), quiet():
+    with torch.no_grad(), quiet(), by_library("compression=int8: no file of this model"):
         program = exported(graph, torch.zeros(2, *shape))
         program._example_inputs = None  # they would be pickled
         raw = io.BytesIO()
@@ -206,8 +228,9 @@ class Executable:
 
     def lower(self, x: Tensor) -> GraphModule:
         """The graph of one batch size."""
-        lowering = importlib.import_module("torchao.quantization.pt2e.lowering")
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet(), by_library(FAILED):
+            x86()
+            lowering = importlib.import_module("torchao.quantization.pt2e.lowering")
             lowered: GraphModule = lowering.lower_pt2e_quantized_to_x86(self.graph, (x,))
         # The int8 kernels give channels-last maps, which a view may not fit.
         for node in lowered.graph.nodes:

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fl_cmi.compression.compressor import CompressionFailure
+from fl_cmi.compression.compressor import CompressionFailure, by_library
 from fl_cmi.files import whole
 from fl_cmi.types import Shape
 
-__all__ = ["save_onnx"]
+__all__ = ["answers", "save_onnx"]
 
 
 def save_onnx(model: nn.Module, shape: Shape, path: Path, tolerance: float = 1e-3) -> float:
@@ -35,27 +35,21 @@ def save_onnx(model: nn.Module, shape: Shape, path: Path, tolerance: float = 1e-
     batch = torch.export.Dim("batch", min=1, max=4096)
     x = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
     with whole(path) as draft:
-        with torch.no_grad(), warnings.catch_warnings():
+        told = by_library("compression.onnx: no ONNX file of this model")
+        with torch.no_grad(), warnings.catch_warnings(), told:
             warnings.simplefilter("ignore")
-            try:
-                torch.onnx.export(
-                    model,
-                    (x,),
-                    draft,
-                    dynamo=True,
-                    dynamic_shapes=({0: batch},),
-                    input_names=["images"],
-                    output_names=["logits"],
-                    external_data=False,
-                    verbose=False,
-                )
-                found = answers(draft, x)
-            except OSError:
-                raise  # of the system: a full disk
-            except Exception as error:  # both libraries have exceptions of their own
-                said = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise CompressionFailure(f"compression.onnx: no ONNX file of this model ({said})") from error
-            expected = model(x)
+            torch.onnx.export(
+                model,
+                (x,),
+                draft,
+                dynamo=True,
+                dynamic_shapes=({0: batch},),
+                input_names=["images"],
+                output_names=["logits"],
+                external_data=False,
+                verbose=False,
+            )
+            found, expected = answers(draft, x), model(x)
         distance = float((found - expected).abs().max() / expected.abs().max())
         if not distance <= tolerance:
             raise CompressionFailure(
@@ -69,5 +63,5 @@ def answers(path: Path, x: Tensor) -> Tensor:
     """Logits by onnxruntime."""
     runtime = importlib.import_module("onnxruntime")
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"images": x.numpy()})
+    (found,) = session.run(None, {"images": x.cpu().numpy()})
     return torch.from_numpy(found)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,6 +17,7 @@ from fl_cmi.compression.calibration import Calibration
 from fl_cmi.compression.compressor import Compressor
 from fl_cmi.compression.finetune import fine_tune
 from fl_cmi.compression.latency import latency_ms
+from fl_cmi.compression.onnx_export import answers
 from fl_cmi.distillation.distiller import Distiller
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.evaluate import accuracy, predict
@@ -104,6 +106,8 @@ class Stage:
             first = saved.files[0]
             predict = self.compressor.predictor(self.compressor.load(first, model))
             taken, after = first.stat().st_size, self.accuracy(predict)
+            onnx = [path for path in saved.files if path.suffix == ".onnx"]
+            executed = {"onnx_accuracy": self.accuracy(partial(answers, onnx[0]))} if onnx else {}
         before = self.accuracy(model)
         full = len(to_bytes({name: value.cpu().contiguous() for name, value in model.state_dict().items()}))
         return {
@@ -124,6 +128,7 @@ class Stage:
             "compression": {
                 **self.compressor.describe(small),
                 **saved.measured,
+                **executed,
                 "executed": self.compressor.executed,
                 "kd": None if self.tuning is None else {"steps": self.tuning.steps, "loss": loss},
             },

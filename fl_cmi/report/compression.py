@@ -18,6 +18,8 @@ def report_line(summary: dict[str, Any]) -> str:
         return f"failed: {summary['failure']}"
     bits, model, student = summary["compression"], summary["model"], summary["student"]
     how = "int8 kernels" if bits["executed"] else "simulated"
+    if bits["executed"] and bits["int8_kernels"] < bits["layers"]:
+        how += f" in {bits['int8_kernels']} of {bits['layers']} layers"
     how += ", fine-tuned" if bits["kd"] else ""
     return (
         f"W{bits['w']}A{bits['a']} {how}: {percent(model['accuracy'])} -> {percent(student['accuracy_last'])},"
