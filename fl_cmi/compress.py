@@ -1,6 +1,6 @@
 """`python -m fl_cmi.compress`: a trained model at int8 or at fewer bits, without data.
 
-python -m fl_cmi.compress run_dir=outputs/.../... synthesizer=kw_bns            # images inverted from the model
+python -m fl_cmi.compress run_dir=outputs/.../...                               # images inverted from the model
 python -m fl_cmi.compress run_dir=outputs/.../... calibration=pool kd=true compression.w=4
 python -m fl_cmi.compress model=resnet8 model.checkpoint=model.safetensors compression=int8
 """
@@ -35,7 +35,7 @@ from fl_cmi.report.folder import save_pool, saving_on_failure
 from fl_cmi.report.integrity import write_integrity
 from fl_cmi.report.origin import Origin
 from fl_cmi.report.progress import Progress
-from fl_cmi.report.summary import commit, versions, write_json
+from fl_cmi.report.summary import provenance, write_json
 from fl_cmi.synthesis.noise import Noise
 from fl_cmi.types import ConfigError
 
@@ -43,6 +43,9 @@ __all__ = ["adopted", "main", "run"]
 
 ADOPTED = ("data", "model", "augment")
 """What a finished run decides."""
+
+PLACE = ("root", "download")
+"""But for these keys of the data."""
 
 
 def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, Any]:
@@ -73,7 +76,7 @@ def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, 
         compressor.check(model)
         source.check(teacher)
         if config["recalibrate"]:
-            check_recalibration(model)
+            check_recalibration(model, source)
         distiller = distiller_of(config, compressor)
         calibrate = build(config["calibrate"], "calibrate")
     with progress.phase("images"):
@@ -105,12 +108,9 @@ def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, 
         "warnings": [] if warning is None else [warning],
         "run_dir": config["run_dir"],
         "command": command,
-        "seed": seed,
         "device": str(device),
         "threads": torch.get_num_threads(),
-        "commit": commit(),
-        "versions": versions(),
-        "config": config,
+        **provenance(config),
         "seconds": {**progress.seconds, "total": time.perf_counter() - start},
     }
     if config["save_pool"]:
@@ -153,7 +153,7 @@ def checkpoint(config: Config) -> tuple[str, str]:
         raise ConfigError("run_dir", run_dir, why)
     if own is not None:
         return str(own), "model.checkpoint"
-    return str(Path(run_dir).expanduser() / "student.safetensors"), "run_dir"
+    return str(Path(str(run_dir)).expanduser() / "student.safetensors"), "run_dir"
 
 
 def distiller_of(config: Config, compressor: Compressor) -> Distiller | None:
@@ -183,12 +183,10 @@ def fine_tuning(config: Config, distiller: Distiller | None, origin: Origin) -> 
 
 def described(config: Config, data: Dataset, origin: Origin) -> dict[str, Any]:
     """Where the images come from, in a few words."""
-    node = config["calibration"]
-    terms = node.get("synthesizer", {}).get("inversion", {}).get("terms", {})
     return {
-        "source": str(node["_target_"]).rsplit(".", 1)[-1],
+        "source": str(config["calibration"]["_target_"]).rsplit(".", 1)[-1],
         "synthesizer": origin.synthesizer,
-        "terms": [name for name, term in terms.items() if term.get("weight", 1) != 0],
+        "terms": list(origin.terms),
         "data": data.name,
     }
 
@@ -196,12 +194,14 @@ def described(config: Config, data: Dataset, origin: Origin) -> dict[str, Any]:
 def adopted(config: DictConfig) -> DictConfig:
     """The configuration with data, model and augmentation of the finished run at `run_dir`.
 
+    Where the data lie may be another place than for the run: `data.root` and `data.download`, if given, stay.
+
     Raises:
         ConfigError: There is no finished run.
     """
     if config.run_dir is None:
         return config
-    path = Path(config.run_dir).expanduser() / "summary.json"
+    path = Path(str(config.run_dir)).expanduser() / "summary.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))["config"]
         chosen = {key: found[key] for key in ADOPTED}
@@ -209,11 +209,12 @@ def adopted(config: DictConfig) -> DictConfig:
         raise ConfigError(
             "run_dir", config.run_dir, f"the folder of a finished simulation ({error})"
         ) from error
-    own = config.model.checkpoint
+    own, place = config.model.checkpoint, {key: config.data[key] for key in PLACE if config.data[key]}
     with open_dict(config):
         for key, value in chosen.items():
             config[key] = OmegaConf.create(value)
         config.model.checkpoint = own
+        config.data.update(place)
     return config
 
 
@@ -231,7 +232,8 @@ def prepared(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
         raise ConfigError("calibration.path", "null", allowed)
     for override in overrides if config.run_dir is not None else ():
         key, _, value = override.lstrip("+~").partition("=")
-        if key.split(".")[0] in ADOPTED and key != "model.checkpoint":
+        free = ("model.checkpoint", *(f"data.{name}" for name in PLACE))
+        if key.split(".")[0] in ADOPTED and key not in free:
             raise ConfigError(key, value, "nothing, because run_dir brings data and model")
     return adopted(config)
 

@@ -79,10 +79,10 @@ ADAM = [
     "synthesizer.inversion.source.schedule=null",
     "synthesizer.inversion.source.grid_every=20",
 ]
-"""As in a later version of the authors' code: with the paper's SGD images hardly leave their start."""
+"""As in `kw_bns_adam`: with the paper's SGD images hardly leave their start."""
 
 INVERTED = {
-    "BNS": ["synthesizer=kw_bns", *ADAM],
+    "BNS": ["synthesizer=kw_bns_adam"],
     "I": ["synthesizer=kw_inception", *ADAM],
     "BNS+I": ["synthesizer=kw_bns_inception", *ADAM],
     "CMI": ["synthesizer=cmi", *SMALL_GENERATOR],

@@ -8,17 +8,18 @@ import torch
 from calling import call_main
 from safetensors.torch import load_file
 from small_compression import POOL, QUICK, TINY, compress
+from small_compression import config_of as compress_config
 from torch import nn
 
 from fl_cmi.bank import Pool
-from fl_cmi.compose import compose_config, dataset, make_model, task
+from fl_cmi.compose import compose_config, config_folder, dataset, make_model, task
 from fl_cmi.compress import main
 from fl_cmi.compression import packing
 from fl_cmi.compression.low_bit import LowBit
 from fl_cmi.compression.simulated import quantized_layers
 from fl_cmi.compression.stage import alone
 from fl_cmi.compression.statistics import recalibrated
-from fl_cmi.evaluate import accuracy, predict
+from fl_cmi.evaluate import accuracy
 from fl_cmi.simulate import run as simulate
 from fl_cmi.verify import findings
 
@@ -40,8 +41,9 @@ def test_the_readme_loads_what_was_written(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text(encoding="utf-8"))
     data = dataset(summary["config"])
     model = make_model(summary["config"]["model"], task(data), 0)
-    small = packing.load(finished / "compressed.safetensors", model)
-    found = accuracy(predict(small, data.test, torch.device("cpu")), data.test)
+    with torch.no_grad():
+        logits = packing.load(finished / "compressed.safetensors", model)(data.test.pixels())
+    found = accuracy(logits, data.test)
     assert found == summary["compressed"]["student"]["accuracy_last"]
 
 
@@ -49,6 +51,7 @@ def test_the_readme_loads_what_was_written(finished: Path) -> None:
     "choice",
     [
         "synthesizer=noise",
+        "synthesizer=kw_bns_adam",
         "synthesizer=kw_bns",
         "synthesizer=kw_inception",
         "synthesizer=kw_bns_inception",
@@ -119,6 +122,29 @@ def test_saved_noise_is_noise(finished: Path, tmp_path: Path) -> None:
     assert [torch.equal(means[0], mean) for mean in means] == [True, True, False]
 
 
+def test_data_may_have_moved(finished: Path) -> None:
+    config = compress_config(f"run_dir={finished}", "data.root=/elsewhere", "data.download=true")
+    assert (config["data"]["root"], config["data"]["download"]) == ("/elsewhere", True)
+    assert config["data"]["num_train"] == 400, "the run's data, at another place"
+
+
+@pytest.mark.parametrize(
+    "choice", sorted(path.stem for path in (config_folder() / "distiller").glob("*.yaml"))
+)
+def test_calibration_does_not_depend_on_the_distiller(choice: str, finished: Path) -> None:
+    config, usual = (compress_config(f"run_dir={finished}", *more) for more in ([f"distiller={choice}"], []))
+    assert config["calibrate"] == usual["calibrate"]
+    assert [step["_target_"].rsplit(".", 1)[-1] for step in config["calibrate"]["augment"]["steps"]] == [
+        "CropFlip",
+        "Cutout",
+    ]
+
+
+def test_endless_numbers_can_be_told(finished: Path, tmp_path: Path) -> None:
+    summary = compress(tmp_path, f"run_dir={finished}", *POOL, "calibration=pool", "+distiller.clip=inf")
+    assert summary["config"]["distiller"]["clip"] == "inf"
+
+
 def test_a_checkpoint_needs_no_run(finished: Path, tmp_path: Path) -> None:
     given = ["data=synthetic", "model.width=4", f"model.checkpoint={finished}/student.safetensors"]
     summary = compress(tmp_path, *given, *QUICK)
@@ -149,13 +175,14 @@ def test_int8_and_onnx(
     assert capsys.readouterr().out.splitlines()[-1] == str(folder / "here")
     summary = json.loads((folder / "here" / "summary.json").read_text(encoding="utf-8"))
     assert summary["student"]["files"] == ["int8.pt2", "int8.onnx"]
-    assert 0 <= summary["compression"]["onnx_distance"] <= 0.1
+    told = summary["compression"]
+    assert 0 <= told["onnx_distance"] <= 0.1
+    assert told["int8_kernels"] == told["layers"] == 4
     test = dataset(summary["config"]).test
     session = runtime.InferenceSession(folder / "here" / "int8.onnx")
     (logits,) = session.run(None, {"images": test.pixels().numpy()})
-    assert accuracy(torch.from_numpy(logits), test) == pytest.approx(
-        summary["student"]["accuracy_last"], abs=0.1
-    )
+    assert accuracy(torch.from_numpy(logits), test) == told["onnx_accuracy"]
+    assert told["onnx_accuracy"] == pytest.approx(summary["student"]["accuracy_last"], abs=0.1)
 
 
 def test_a_saved_pool_says_where_it_comes_from(finished: Path, tmp_path: Path) -> None:
@@ -163,6 +190,7 @@ def test_a_saved_pool_says_where_it_comes_from(finished: Path, tmp_path: Path) -
     own = compress(tmp_path / "own", run_dir, *POOL, "calibration=pool")["calibration"]
     assert own["data_free"] is True
     assert own["synthesizer"] == "PerClient"
+    assert own["terms"] == ["bn", "oh"]
     images = "calibration.images=40"
     compress(tmp_path / "real", run_dir, *POOL, images, "calibration=real", "save_pool=true")
     from_real = ["calibration=pool", "save_pool=true", f"calibration.path={tmp_path}/real/pool.safetensors"]

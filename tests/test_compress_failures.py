@@ -99,7 +99,10 @@ MISTAKES = {
     "run_dir=RUN calibration.images=0": "calibration.images=0: ",
     "run_dir=RUN calibration.images=1": "calibration.images=1: an integer >= 2",
     "run_dir=RUN calibration=real calibration.images=1": "calibration.images=1: an integer >= 2",
-    "run_dir=RUN calibration=pool calibration.path=BLACK": "calibration.path=BLACK: images that differ",
+    "run_dir=RUN calibration=pool calibration.path=GREY": "calibration.path=GREY: images that show something",
+    "run_dir=RUN recalibrate=true": "recalibrate=true: false, or calibration=pool or real",
+    "run_dir=RUN synthesizer=dfad": "synthesizer.inversion.terms=adv: at least one",
+    "run_dir=7": "run_dir=7: the folder of a finished simulation",
     "run_dir=RUN calibration=pool calibration.path=POINT": "calibration.path=POINT: a pool with at least two",
     "run_dir=LIST": "run_dir=LIST: the folder of a finished simulation",
     "run_dir=NUMBER": "run_dir=NUMBER: the folder of a finished simulation",
@@ -119,16 +122,16 @@ MISTAKES = {
 
 @pytest.fixture(scope="module")
 def spoiled(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Pools of black images and of none, and folders whose summary is no run's."""
+    """Pools of grey images and of none, and folders whose summary is no run's."""
     base = tmp_path_factory.mktemp("spoiled")
     pool = load_file(finished / "pool.safetensors")
-    save_file({**pool, "pixels": torch.zeros_like(pool["pixels"])}, base / "black.safetensors")
+    save_file({**pool, "pixels": torch.full_like(pool["pixels"], 90)}, base / "grey.safetensors")
     save_file({**pool, "pixels": torch.tensor(1, dtype=torch.uint8)}, base / "point.safetensors")
     for name, said in {"list": "[]", "number": '{"config": 5}'}.items():
         (base / name).mkdir()
         (base / name / "summary.json").write_text(said)
     return {
-        "BLACK": base / "black.safetensors",
+        "GREY": base / "grey.safetensors",
         "POINT": base / "point.safetensors",
         "LIST": base / "list",
         "NUMBER": base / "number",

@@ -12,14 +12,14 @@ from safetensors.torch import save_file
 from tiny import CLASSES, SHAPE, TASK, images, inversion, network, pixels, rng
 from torch import Tensor, nn
 
-from fl_cmi.augment import CropFlip
+from fl_cmi.augment import Chain, CropFlip, Cutout
 from fl_cmi.bank import Pool
 from fl_cmi.compression.calibration import Calibration, layers, measure_ranges
 from fl_cmi.compression.finetune import fine_tune
 from fl_cmi.compression.images import Real, Saved, Source, Synthesized
 from fl_cmi.compression.latency import latency_ms
 from fl_cmi.compression.low_bit import LowBit
-from fl_cmi.compression.packing import FORMAT, load, pack, save, size, unpack
+from fl_cmi.compression.packing import FORMAT, load, num_bytes, pack, save, unpack
 from fl_cmi.compression.quantizer import fake_quantize
 from fl_cmi.compression.simulated import fixed_statistics, quantized_layers
 from fl_cmi.compression.stage import alone
@@ -33,6 +33,7 @@ from fl_cmi.models.resnet import ResNet
 from fl_cmi.models.wide_resnet import WideResNet
 from fl_cmi.synthesis.noise import Noise
 from fl_cmi.synthesis.synthesizers import Joint
+from fl_cmi.synthesis.terms.adversarial import Adversarial
 from fl_cmi.synthesis.terms.batch_norm_kl import BatchNormKL
 from fl_cmi.types import ConfigError
 
@@ -79,8 +80,19 @@ def test_images_that_do_not_differ_leave_no_range() -> None:
     dead = wide()
     nn.init.constant_(dead.norms[1].weight, 0.0)
     nn.init.constant_(dead.norms[1].bias, -1.0)
-    with pytest.raises(ConfigError, match=r"input of convs\.2 is 0 everywhere"):
+    with pytest.raises(ConfigError, match=r"all layers see something; .* input of convs\.2 is 0 everywhere"):
         measure_ranges(dead, BATCHES)
+
+
+@pytest.mark.parametrize("shade", [0.0, 0.4, 1.0])
+def test_images_of_one_colour_each_are_refused(shade: float) -> None:
+    """Cutout and shifts would blacken parts of them, and leave a range."""
+    pool = pool_of(torch.full((4, *SHAPE), shade) - torch.arange(4).view(4, 1, 1, 1) / 100)
+    calibration = Calibration(1, 4, Chain([CropFlip(2), Cutout(9, 0.25)]))
+    with pytest.raises(ConfigError, match="these 4 are of one colour each"):
+        next(iter(calibration.images(pool, rng(), torch.device("cpu"))))
+    pool.add(pixels(1), torch.zeros(1).long(), torch.zeros(1, CLASSES))
+    next(iter(calibration.images(pool, rng(), torch.device("cpu"))))
 
 
 def test_bits_and_the_exceptions_at_both_ends() -> None:
@@ -129,7 +141,9 @@ def test_all_architectures_can_be_quantized_saved_and_loaded(make: type[nn.Modul
     save(small, tmp_path / "small.safetensors")
     x = pixels(9)
     with torch.no_grad():
-        again = load(tmp_path / "small.safetensors", model)
+        again = load(tmp_path / "small.safetensors", model.train())
+        assert not again.training
+        model.eval()
         assert torch.equal(again(x), small(x)), "to the last bit"
         assert not torch.equal(again(x), model(x))
 
@@ -145,12 +159,15 @@ def test_packing_is_reversible(bits: int) -> None:
 def test_size_is_bits_times_parameters(tmp_path: Path) -> None:
     model = network(width=8).eval()
     weights = [layer.weight.numel() for layer in layers(model).values()]
-    assert size(model).weights == 32 * sum(weights)
     small = LowBit(4, 8)(model, BATCHES)
-    assert size(small).weights == 8 * (weights[0] + weights[-1]) + 4 * sum(weights[1:-1])
+    saved_bits = 24 * (weights[0] + weights[-1]) + 28 * sum(weights[1:-1])
+    ranges = 2 * 32 * sum(len(layer.weight) for layer in layers(model).values())
+    inputs = 2 * 32 * len(weights)
+    full = 8 * sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    assert num_bytes(small) == (full - saved_bits + ranges + inputs) / 8
     save(small, tmp_path / "small.safetensors")
     header = 8 + int.from_bytes((tmp_path / "small.safetensors").read_bytes()[:8], "little")
-    assert (tmp_path / "small.safetensors").stat().st_size - header == size(small).num_bytes
+    assert (tmp_path / "small.safetensors").stat().st_size - header == num_bytes(small)
 
 
 def test_files_of_other_models_are_refused(tmp_path: Path) -> None:
@@ -276,7 +293,16 @@ def test_a_saved_pool_is_checked(tmp_path: Path) -> None:
         Saved(str(tmp_path / "h"))(teacher, TASK, real, 0)
 
 
-@pytest.mark.parametrize("said", ["5", "{", '{"data_free": "yes"}', '{"data_free": true, "synthesizer": 3}'])
+ODD = [
+    "5",
+    "{",
+    '{"data_free": "yes"}',
+    '{"data_free": true, "synthesizer": 3}',
+    '{"data_free": true, "terms": 3}',
+]
+
+
+@pytest.mark.parametrize("said", ODD)
 def test_a_pool_of_odd_origin_is_refused(said: str, tmp_path: Path) -> None:
     state = {
         "pixels": torch.zeros(2, *SHAPE, dtype=torch.uint8),
@@ -285,6 +311,25 @@ def test_a_pool_of_odd_origin_is_refused(said: str, tmp_path: Path) -> None:
     save_file(state, tmp_path / "p", {"fl_cmi pool 1": said})
     with pytest.raises(ConfigError, match=r"calibration\.path=.*pixels and targets"):
         Saved(str(tmp_path / "p"))(alone(wide()), TASK, images(8), 0)
+
+
+def test_the_model_is_no_student_that_errs() -> None:
+    teacher = alone(wide())
+    only = Synthesized(Joint(inversion(terms={"adv": Adversarial(1.0)}), 4))
+    with pytest.raises(ConfigError, match=r"terms=adv: at least one that does not ask for a student"):
+        only.check(teacher)
+
+
+def test_a_method_that_shows_images_to_its_student_leaves_the_model_alone() -> None:
+    teacher = alone(wide())
+    before = {name: value.clone() for name, value in teacher.models[0].state_dict().items()}
+    made = inversion(steps=2, terms={"adv": Adversarial(1.0), "bn": BatchNormKL()})
+    made.student_mode = "train"
+    source = Synthesized(Joint(made, 4), 4)
+    source.check(teacher)
+    source(teacher, TASK, images(8), 0)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.models[0].state_dict().items())
+    assert not teacher.models[0].training
 
 
 def test_statistics_need_batch_norm() -> None:

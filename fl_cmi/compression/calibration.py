@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fl_cmi.augment import Augment, Identity
-from fl_cmi.bank import Draws
+from fl_cmi.bank import Pool
 from fl_cmi.types import ConfigError
 
 __all__ = ["Calibration", "Range", "layers", "measure_ranges", "sample_range"]
@@ -94,10 +94,11 @@ def measure_ranges(
             )
         low, high = (torch.cat(ends).double().mean().item() for ends in zip(*seen, strict=True))
         if not high > low:
+            everywhere = (
+                f"on these images the input of {name} is {low:g} everywhere, which leaves it no range"
+            )
             raise ConfigError(
-                "calibration",
-                "images",
-                f"images that differ to the model: the input of {name} is {low:g} everywhere, which leaves it no range",
+                "calibration", "images", f"images on which all layers see something; {everywhere}"
             )
         ranges[name] = Range(low, high)
     return ranges
@@ -124,8 +125,17 @@ class Calibration:
         self.augment: Augment = Identity() if augment is None else augment
 
     def images(
-        self, draws: Draws, rng: torch.Generator, device: torch.device
+        self, pool: Pool, rng: torch.Generator, device: torch.device
     ) -> Iterator[Float[Tensor, "batch channels height width"]]:
-        """The batches, one after the other."""
+        """The batches, one after the other.
+
+        Raises:
+            ConfigError: All images are of one colour each, as from a generator that has collapsed. Cutout would give
+                them a range all the same.
+        """
+        x = pool.pixels.flatten(2)
+        if bool((x.amin(2) == x.amax(2)).all()):
+            why = f"images that show something; these {len(x):,} are of one colour each"
+            raise ConfigError("calibration", "images", why)
         for _ in range(self.batches):
-            yield self.augment(draws.draw(self.batch_size, rng).x.to(device), rng)
+            yield self.augment(pool.draw(self.batch_size, rng).x.to(device), rng)

@@ -1,5 +1,6 @@
 """Where the images come from that a model is calibrated and fine-tuned on."""
 
+import copy
 from pathlib import Path
 from typing import Protocol
 
@@ -11,7 +12,8 @@ from fl_cmi.ensemble import Ensemble
 from fl_cmi.files import check_header
 from fl_cmi.report.origin import Origin
 from fl_cmi.rng import stream
-from fl_cmi.synthesis.synthesizers import Synthesizer
+from fl_cmi.synthesis.inversion import Inversion
+from fl_cmi.synthesis.synthesizers import Joint, PerClient, Synthesizer
 from fl_cmi.types import ConfigError, Images, Task
 
 __all__ = ["Real", "Saved", "Source", "Synthesized"]
@@ -58,32 +60,47 @@ def checked(number: int) -> int:
 class Synthesized:
     """Images inverted from the model itself, by any synthesizer.
 
-    BNS, Inception and both of The Knowledge Within; CMI and its kin; Gaussian noise, the control.
+    BNS, Inception and both of The Knowledge Within; CMI and its kin; Gaussian noise, the control. The model is teacher
+    and student at once, so that terms of their disagreement are constant and do nothing.
 
     Args:
         synthesizer: Makes a batch at a time.
         images: Number of images, >= 2; the last batch may leave some over.
     """
 
-    def __init__(self, synthesizer: Synthesizer, images: int = 2048) -> None:
+    def __init__(self, synthesizer: Synthesizer, images: int = 512) -> None:
         self.synthesizer, self.images = synthesizer, checked(images)
-        self.origin = Origin(True, type(synthesizer).__name__)
+        self.inversion = inversion_of(synthesizer)
+        terms = () if self.inversion is None else tuple(self.inversion.terms)
+        self.origin = Origin(True, type(synthesizer).__name__, terms)
         self.typed = "calibration", "synthesized"
 
     def check(self, teacher: Ensemble) -> None:
-        """As the synthesizer's terms: statistics need batch norm."""
+        """As the synthesizer's terms: statistics need batch norm; and there must be another term than disagreement."""
         self.synthesizer.check(teacher)
+        how = self.inversion
+        if how is not None and how.contrast is None and all(term.student for term in how.terms.values()):
+            why = "at least one that does not ask for a student, because here the model is its own"
+            raise ConfigError("synthesizer.inversion.terms", ", ".join(how.terms), why)
 
     def __call__(self, teacher: Ensemble, task: Task, real: Images, seed: int) -> Pool:
         """Batches until there are enough; a stream for each."""
         pool, number = Pool(self.images), 0
+        student = copy.deepcopy(teacher.models[0])  # a method may show images to a student in train mode
         while pool.written < self.images:
             rng = stream(seed, "compression", "synthesis", number)
-            made = self.synthesizer(teacher, teacher.models[0], task, rng)
+            made = self.synthesizer(teacher, student, task, rng)
             rest = self.images - pool.written
             pool.add(made.x[:rest], made.y[:rest], teacher.label(made.x[:rest]))
             number += 1
         return pool
+
+
+def inversion_of(synthesizer: Synthesizer) -> Inversion | None:
+    """What the synthesizer optimizes images by, if it does."""
+    if isinstance(synthesizer, PerClient):
+        return synthesizer.template
+    return synthesizer.inversion if isinstance(synthesizer, Joint) else None
 
 
 class Saved:

@@ -90,5 +90,5 @@ class LowBit:
 
     def describe(self, small: nn.Module) -> dict[str, Any]:
         """Bits, and what they come to."""
-        taken = packing.size(small)
-        return {"w": self.w, "a": self.a, "ends": self.ends, "bytes_of_numbers": taken.num_bytes}
+        taken = packing.num_bytes(small)
+        return {"w": self.w, "a": self.a, "ends": self.ends, "bytes_of_numbers": taken}

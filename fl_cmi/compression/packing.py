@@ -4,7 +4,6 @@ import copy
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from fl_cmi.compression.simulated import Quantized, quantized_layers
 from fl_cmi.files import check_header, whole
 from fl_cmi.types import ConfigError, State
 
-__all__ = ["load", "pack", "save", "size", "unpack", "Size"]
+__all__ = ["load", "num_bytes", "pack", "save", "unpack"]
 
 FORMAT = "fl_cmi low-bit 1"
 """The header's one entry, because safetensors writes several in any order: bits of weight and input by layer."""
@@ -41,36 +40,15 @@ def unpack(packed: UInt8[Tensor, " bytes"], bits: int, shape: tuple[int, ...]) -
     return torch.from_numpy(np.packbits(full, axis=1).reshape(shape))
 
 
-@dataclass(frozen=True)
-class Size:
-    """What a model takes, in bits of its numbers, without a file's header.
-
-    Args:
-        weights: Bits of the weights of convolutions and linear layers.
-        rest: Bits of ranges, biases and batch norm.
-    """
-
-    weights: int
-    rest: int
-
-    @property
-    def num_bytes(self) -> int:
-        """All of it, in bytes, rounded up."""
-        return -(-(self.weights + self.rest) // 8)
-
-
-def size(model: nn.Module) -> Size:
-    """Bits x parameters; a model without quantized layers counts as it is stored, at 32 bits."""
+def num_bytes(model: nn.Module) -> int:
+    """Bits x parameters of a low-bit network: weights, ranges, biases and batch norm, without a file's header."""
     total = sum(value.numel() * value.element_size() * 8 for value in model.state_dict().values())
-    quantized = quantized_layers(model).values()
-    if not quantized:
-        weights = sum(layer.weight.numel() * 32 for layer in layers(model).values())
-        return Size(weights, total - weights)
-    full = sum(layer.layer.weight.numel() * 32 for layer in quantized)
-    weights = sum(layer.layer.weight.numel() * (layer.weight_bits or 32) for layer in quantized)
-    # Of each output channel the file has two ends of its range.
-    ranges = sum(2 * 32 * len(layer.layer.weight) for layer in quantized)
-    return Size(weights, total - full + ranges)
+    for layer in quantized_layers(model).values():
+        weight, bits = layer.layer.weight, layer.weight_bits
+        assert bits is not None, "counted before it is loaded"
+        # Of each output channel the file has two ends of its range.
+        total += weight.numel() * (bits - 32) + 2 * 32 * len(weight)
+    return -(-total // 8)
 
 
 def save(model: nn.Module, path: Path) -> None:
@@ -99,7 +77,7 @@ def save(model: nn.Module, path: Path) -> None:
 
 
 def load(path: Path, model: nn.Module) -> nn.Module:
-    """The saved low-bit network: a copy of `model`, which gives the architecture, with its weights on their levels.
+    """The saved low-bit network, in eval mode: a copy of `model`, the architecture, with its weights on their levels.
 
     Raises:
         ConfigError: The file is no low-bit network, a damaged one, or one of another architecture.
@@ -137,11 +115,9 @@ def rebuilt(model: nn.Module, header: Mapping[str, str], state: State) -> nn.Mod
         state[f"{name}.layer.weight"], activation_bits = weight_of(name, layer, bits_of[name], state)
         if layer.bias is not None:
             state[f"{name}.layer.bias"] = state.pop(f"{name}.bias")
-        made.set_submodule(
-            name, Quantized(layer, 0.0, 1.0, None, activation_bits, False).train(layer.training)
-        )
+        made.set_submodule(name, Quantized(layer, 0.0, 1.0, None, activation_bits, False))
     made.load_state_dict(state)
-    return made
+    return made.eval()
 
 
 def weight_of(name: str, layer: nn.Conv2d | nn.Linear, bits: Any, state: State) -> tuple[Tensor, int]:

@@ -8,6 +8,7 @@ from torch import nn
 
 from fl_cmi.bank import Pool
 from fl_cmi.batchnorm import batch_norm_layers
+from fl_cmi.compression.images import Source, Synthesized
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.federated.buffers import recalibrate
 from fl_cmi.types import ConfigError
@@ -22,8 +23,11 @@ SAME = 0.005
 """Difference of test accuracies that another processor may make."""
 
 
-def check_recalibration(model: nn.Module) -> None:
-    """Raise ConfigError where there is nothing to estimate."""
+def check_recalibration(model: nn.Module, source: Source) -> None:
+    """Raise ConfigError where there is nothing to estimate, or only from images made after what is to be replaced."""
+    if isinstance(source, Synthesized):
+        why = "false, or calibration=pool or real: images inverted from the model follow the statistics that it has"
+        raise ConfigError("recalibrate", "true", why)
     if not batch_norm_layers(model):
         name = type(model).__name__
         raise ConfigError("recalibrate", "true", f"false, because {name} has no batch norm")

@@ -1,7 +1,7 @@
 """Where saved images come from: a pool that was made of data must not pass for one that was not."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,10 +18,12 @@ class Origin:
     Args:
         data_free: Whether nobody's image was looked at.
         synthesizer: The class that made them; None where none did, or nobody knows.
+        terms: By name, what it optimized.
     """
 
     data_free: bool = True
     synthesizer: str | None = None
+    terms: Sequence[str] = ()
 
     def metadata(self) -> dict[str, str]:
         """For the header of a safetensors file."""
@@ -38,12 +40,15 @@ class Origin:
             return cls()
         found = json.loads((metadata or {})[ENTRY])
         told = found if isinstance(found, dict) else {}
-        free, name = told.get("data_free"), told.get("synthesizer")
-        if not isinstance(free, bool) or not isinstance(name, str | None):
+        free, name, terms = told.get("data_free"), told.get("synthesizer"), told.get("terms", [])
+        fits = isinstance(terms, list) and all(isinstance(term, str) for term in terms)
+        if not (isinstance(free, bool) and isinstance(name, str | None) and fits):
             raise ValueError(f"its header does not say where it comes from, but {str(found)[:80]}")
-        return cls(free, name)
+        return cls(free, name, tuple(terms))
 
 
 def origin_of(node: Mapping[str, Any]) -> Origin:
     """Of the images that the synthesizer of this node makes."""
-    return Origin(True, str(node["_target_"]).rsplit(".", 1)[-1])
+    terms = node.get("inversion", {}).get("terms", {})
+    used = tuple(name for name, term in terms.items() if term.get("weight", 1) != 0)
+    return Origin(True, str(node["_target_"]).rsplit(".", 1)[-1], used)
