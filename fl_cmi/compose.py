@@ -290,4 +290,5 @@ def server_side(
         None if held_out is None else data.train.subset(torch.from_numpy(held_out)),
         crew,
         precision_called(config["precision"], device),
+        config["clients_per_round"] or config["num_clients"],
     )

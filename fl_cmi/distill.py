@@ -99,6 +99,7 @@ def carry_on(
             with fitting(config["combine"], "combine"):
                 untrained.label(torch.zeros(2, *what.shape))
             synthesizer.check(untrained)
+            distiller.check(untrained, student)
         if crew is not None:
             crew.check(synthesizer, schedule, what)
     checkpoints = Checkpoints(store, config, log, progress, start)

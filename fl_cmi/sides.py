@@ -79,6 +79,7 @@ class ServerSide:
         held_out: Training images that no client got, or None.
         crew: Makes and labels batches of images for the server; None: the server does so itself.
         precision: Of the networks while the server synthesizes, labels and distils.
+        num_teachers: Clients that take part in a round.
     """
 
     task: Task
@@ -95,6 +96,7 @@ class ServerSide:
     held_out: Images | None = None
     crew: Crew | None = None
     precision: Precision = exact
+    num_teachers: int = 1
 
     @property
     def clocks(self) -> Mapping[str, Clock]:
@@ -108,11 +110,13 @@ class ServerSide:
         return Teacher(update.client, update.num_examples, update.class_counts, model)
 
     def untrained_ensemble(self, combine: Combine) -> Ensemble:
-        """Teachers of the clients' architectures, to find out early what a method would miss."""
+        """Teachers of the clients' architectures, to find out early what a method would miss.
+
+        Two at least where a round has several: some methods are for a single one.
+        """
+        number = max(self.num_architectures, min(2, self.num_teachers))
         counts = torch.zeros(self.task.num_classes, dtype=torch.int64) if self.share_label_counts else None
-        ensemble = Ensemble(
-            [Teacher(k, 1, counts, self.build(k)) for k in range(self.num_architectures)], combine
-        )
+        ensemble = Ensemble([Teacher(k, 1, counts, self.build(k)) for k in range(number)], combine)
         ensemble.label(torch.zeros(2, *self.task.shape))
         return ensemble
 

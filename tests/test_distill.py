@@ -184,6 +184,8 @@ MISTAKES = {
     "pool.capacity=1": "pool.capacity=1: ",
     "synthesizer=rdskd synthesizer.batch_size=7": "synthesizer.batch_size=7: an even number",
     "teacher.checkpoint=fits.safetensors combine=prior_corrected_logits": "fits.safetensors: null, because combine=",
+    "teacher.checkpoint=fits.safetensors distiller=fedftg": "fits.safetensors: null, because distiller.targets=Owners",
+    "distiller=knowledge_within": "distiller.loss=LayerMatch: another one, unless the student has",
     "combine=by_class_counts combine.saturation=abc": "combine.saturation=abc: ",
     "+rounds=2": "rounds=...: nothing here; it is for python -m fl_cmi.simulate",
     "rounds=2": "rounds",

@@ -13,8 +13,10 @@ from fl_cmi.bank import Pool
 from fl_cmi.compression.low_bit import LowBit
 from fl_cmi.compression.stage import alone
 from fl_cmi.distillation.distiller import Distiller, blend
+from fl_cmi.distillation.kl import KL
 from fl_cmi.distillation.layers import LayerMatch, layer_outputs
 from fl_cmi.distillation.loss import Answers
+from fl_cmi.distillation.sum import Sum
 from fl_cmi.models.lenet import LeNet
 from fl_cmi.models.resnet import ResNet
 from fl_cmi.models.wide_resnet import WideResNet
@@ -62,10 +64,14 @@ def test_the_gradient_is_right() -> None:
 
 
 def test_one_teacher_of_the_same_architecture() -> None:
-    with pytest.raises(ConfigError, match="one teacher, not of 2"):
-        LayerMatch()(answers(outputs(1), outputs(2), outputs(3)), rng())
-    with pytest.raises(ConfigError, match="architecture"):
-        LayerMatch()(answers(outputs(1, 2), outputs(2)), rng())
+    loss = Sum({"kl": KL(), "layers": LayerMatch()})
+    distiller = Distiller(SGD, loss=loss)
+    distiller.check(alone(network()), network(5))
+    with pytest.raises(ConfigError, match=r"distiller\.loss=LayerMatch: .*one teacher, not of 3"):
+        distiller.check(ensemble(), network(5))
+    with pytest.raises(ConfigError, match=r"distiller\.loss=LayerMatch: .*architecture"):
+        distiller.check(alone(network()), network(5, width=3))
+    Distiller(SGD, loss=Sum(loss.losses, {"layers": 0.0})).check(ensemble(), network(5))
 
 
 @pytest.mark.parametrize(
@@ -95,8 +101,6 @@ def test_a_lesson_hands_layers_of_teacher_and_low_bit_student_to_the_loss() -> N
     student.requires_grad_(True)
     lesson = Distiller(SGD, loss=LayerMatch(), batch_size=8, mixup=1.0, blend="arcsine").begin(student)
     close = lesson(teacher, pool, 1, (0.0, 1.0), rng())
-    with pytest.raises(ConfigError, match="one teacher, not of 3"):
-        lesson(ensemble(), pool, 1, (0.0, 1.0), rng())
     other = Distiller(SGD, loss=LayerMatch(), batch_size=8).begin(network(5))
     assert 0 < close < other(teacher, pool, 1, (0.0, 1.0), rng())
 

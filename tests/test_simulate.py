@@ -171,6 +171,17 @@ def test_mixed_architectures_have_no_average(tmp_path: Path) -> None:
         (("teachers=mixed", "local.start=scratch", "strategy=fedavg"), "strategy"),
         (("strategy=fedavg", "save_pool=true"), "save_pool=true"),
         ((SCHEDULE, "strategy.student_start=nowhere"), "strategy.student_start"),
+        ((SCHEDULE, "distiller=knowledge_within"), "distiller.loss=LayerMatch: .*one teacher"),
+        (
+            (
+                "strategy=feddf",
+                "held_out=20",
+                "strategy.distiller.loss._target_=fl_cmi.distillation.layers.LayerMatch",
+                "~strategy.distiller.loss.temperature",
+            ),
+            "distiller.loss=LayerMatch: .*one teacher",
+        ),
+        ((SCHEDULE, "distiller=fedftg", "share_label_counts=false"), "because distiller.targets=Owners"),
     ],
 )
 def test_what_does_not_go_together_is_refused(overrides: tuple[str, ...], key: str, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fl_cmi.augment import Identity
 from fl_cmi.bank import Pool
 from fl_cmi.distillation.distiller import Distiller
+from fl_cmi.distillation.layers import LayerMatch
 from fl_cmi.distillation.schedules import Alternate, GeneratorFirst, GrowPool
 from fl_cmi.distillation.targets import Sharpened
 from fl_cmi.distillation.transfer import Schedule, transfer
@@ -145,6 +146,12 @@ def test_a_term_that_the_teachers_cannot_serve_is_refused_first(tmp_path: Path) 
 
     with pytest.raises(ConfigError):
         run(tmp_path, GrowPool(), Refusing(inversion()))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_that_the_teachers_cannot_serve_is_refused_first(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="one teacher, not of 3"):
+        run(tmp_path, GrowPool(), distiller=Distiller(SGD, loss=LayerMatch()))
     assert not list(tmp_path.iterdir())
 
 

@@ -88,6 +88,13 @@ class Distiller:
         self.targets: Targets = Fresh() if targets is None else targets
         self.augment: Augment = Identity() if augment is None else augment
 
+    def check(self, ensemble: Ensemble, student: nn.Module) -> None:
+        """Raise ConfigError where these teachers, or this student, lack what targets, loss or perturbation need."""
+        self.targets.check(ensemble)
+        self.loss.check(ensemble, student)
+        if self.perturb is not None:
+            self.perturb.check(ensemble)
+
     def begin(self, student: nn.Module, server_round: int = 1) -> "Lesson":
         """A fresh optimizer, and a fresh memory of the loss, for a round of lessons."""
         return Lesson(self, student, server_round)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fl_cmi.distillation.loss import Answers, DistillLoss
+from fl_cmi.ensemble import Ensemble
 from fl_cmi.models.normalize import Normalize
 from fl_cmi.types import ConfigError
 
@@ -27,26 +28,29 @@ class LayerMatch(DistillLoss):
 
     needs_layers = True
 
+    def check(self, ensemble: Ensemble, student: nn.Module) -> None:
+        """One teacher, of the student's architecture."""
+        if len(ensemble) != 1:
+            allowed = f"another one: layers are those of one teacher, not of {len(ensemble)}"
+            raise ConfigError("distiller.loss", self, allowed)
+        if shapes(student) != shapes(ensemble.models[0]):
+            allowed = "another one, unless the student has the teacher's architecture"
+            raise ConfigError("distiller.loss", self, allowed)
+
     def __call__(self, answers: Answers, rng: torch.Generator) -> Float[Tensor, ""]:
         """The distance, from one teacher."""
-        if len(answers.teacher_layers) != 1:
-            raise ConfigError(
-                "distiller.loss",
-                self,
-                f"another one: layers are those of one teacher, not of {len(answers.teacher_layers)}",
-            )
-        taught, learnt = answers.teacher_layers[0], answers.student_layers
-        shapes = [[tuple(h.shape) for h in outputs] for outputs in (taught, learnt)]
-        if shapes[0] != shapes[1]:
-            raise ConfigError(
-                "distiller.loss", self, "another one, unless the student has the teacher's architecture"
-            )
+        (taught,), learnt = answers.teacher_layers, answers.student_layers
         n = len(taught)
         weighted = [
             2 * (k + 1) / (n**2 + n) * F.smooth_l1_loss(s, t)
             for k, (s, t) in enumerate(zip(learnt, taught, strict=True))
         ]
         return torch.stack(weighted).sum()
+
+
+def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The architecture: a model's tensors by name."""
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
 @contextmanager

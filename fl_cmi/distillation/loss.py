@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from fl_cmi.bank import Pool
+from fl_cmi.ensemble import Ensemble
 from fl_cmi.types import State
 
 __all__ = ["Answers", "DistillLoss"]
@@ -60,6 +61,10 @@ class DistillLoss(Protocol):
 
     needs_pool: bool = False
     """Whether images must come from a pool, as they are: the loss tells them apart by slot or by label."""
+
+    def check(self, ensemble: Ensemble, student: nn.Module) -> None:
+        """Raise ConfigError where these teachers, or this student, lack what the loss needs; most need nothing."""
+        return
 
     def begin(self, answers: Answers, rng: torch.Generator) -> Iterable[nn.Parameter]:
         """Make whatever depends on the models, at the first batch of a lesson, unless a checkpoint has brought it.

@@ -18,6 +18,10 @@ Batch = Float[Tensor, "batch channels height width"]
 class Perturb(Protocol):
     """Moves images, with the ensemble's help."""
 
+    def check(self, ensemble: Ensemble) -> None:
+        """Raise ConfigError where these teachers cannot help."""
+        ...
+
     def __call__(self, ensemble: Ensemble, x: Batch, rng: torch.Generator) -> Batch:
         """The moved images."""
         ...
@@ -53,6 +57,9 @@ class EnsembleSign:
         if space not in ("normalized", "pixels"):
             raise ConfigError("distiller.perturb.space", space, "normalized or pixels")
         self.epsilon, self.temperature, self.space = epsilon, temperature, space
+
+    def check(self, ensemble: Ensemble) -> None:
+        """Any teachers will do."""
 
     def __call__(self, ensemble: Ensemble, x: Batch, rng: torch.Generator) -> Batch:
         """The moved images; not cut to [0, 1], as in the released code."""

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fl_cmi.distillation.loss import Answers, DistillLoss
+from fl_cmi.ensemble import Ensemble
 from fl_cmi.types import ConfigError, State
 
 __all__ = ["Sum"]
@@ -34,6 +35,11 @@ class Sum(DistillLoss):
         self.needs_features = any(loss.needs_features for loss in self.losses.values())
         self.needs_layers = any(loss.needs_layers for loss in self.losses.values())
         self.needs_pool = any(loss.needs_pool for loss in self.losses.values())
+
+    def check(self, ensemble: Ensemble, student: nn.Module) -> None:
+        """As each of them."""
+        for loss in self.losses.values():
+            loss.check(ensemble, student)
 
     def begin(self, answers: Answers, rng: torch.Generator) -> Iterable[nn.Parameter]:
         """The parameters of all."""

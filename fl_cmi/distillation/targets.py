@@ -3,7 +3,7 @@
 from typing import Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from fl_cmi.ensemble import Ensemble, owner_weights
@@ -25,6 +25,10 @@ class Targets(Protocol):
     needs_pool: bool
     """Whether the images must come from a pool, which knows what they were inverted for."""
 
+    def check(self, ensemble: Ensemble) -> None:
+        """Raise ConfigError where these teachers lack what the targets need."""
+        ...
+
     def __call__(
         self,
         ensemble: Ensemble,
@@ -40,6 +44,9 @@ class Fresh:
     """The ensemble's logits for the augmented images (CMI, DENSE): K teacher passes a step."""
 
     needs_pool = False
+
+    def check(self, ensemble: Ensemble) -> None:
+        """Any teachers will do."""
 
     @torch.no_grad()
     def __call__(
@@ -80,6 +87,9 @@ class Sharpened:
             raise ConfigError("distiller.targets.floor", floor, "a number in (0, 1)")
         self.sharpen, self.mix, self.floor = sharpen, mix, floor
 
+    def check(self, ensemble: Ensemble) -> None:
+        """Any teachers will do."""
+
     def __call__(
         self,
         ensemble: Ensemble,
@@ -114,6 +124,14 @@ class Owners:
             raise ConfigError("distiller.targets.floor", floor, "a number in (0, 1)")
         self.floor = floor
 
+    def check(self, ensemble: Ensemble) -> None:
+        """Label counts are needed."""
+        self.counts(ensemble)
+
+    def counts(self, ensemble: Ensemble) -> Int[Tensor, "teachers classes"]:
+        """The n_k(c)."""
+        return ensemble.require_class_counts("distiller.targets=Owners")
+
     @torch.no_grad()
     def __call__(
         self,
@@ -124,7 +142,7 @@ class Owners:
     ) -> Float[Tensor, "batch classes"]:
         """`log q`."""
         assert aims is not None, "checked by the schedule"
-        weight_KC = owner_weights(ensemble.require_class_counts("distiller.targets=Owners")).to(aims)
+        weight_KC = owner_weights(self.counts(ensemble)).to(aims)
         p_KBC = ensemble.logits(seen).softmax(dim=2)
         q_BC = torch.einsum("kc,bc,kbd->bd", weight_KC, aims, p_KBC)
         return q_BC.clamp(min=self.floor).log()

@@ -268,6 +268,7 @@ def transfer(
     """
     schedule.check(synthesizer, distiller)
     synthesizer.check(ensemble)
+    distiller.check(ensemble, student)
     if crew is not None:
         crew.check(synthesizer, schedule, task)
         crew.begin(ensemble, synthesizer, task)

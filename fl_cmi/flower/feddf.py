@@ -91,7 +91,7 @@ class FedDF(FedAvg):
         self.validation, self.proxy = split(side, validation_share)
         self.prototypes = Prototypes(side)
         self.teacher_passes = 0
-        side.untrained_ensemble(combine)
+        distiller.check(side.untrained_ensemble(combine), side.student())
 
     @property
     def disclosed(self) -> tuple[str, ...]:

@@ -83,7 +83,9 @@ class FedCmi(FedAvg):
         self.checkpoints: Checkpoints | None = None
         # What these models and parts cannot serve is refused before any client trains.
         schedule.check(synthesizer, distiller)
-        synthesizer.check(side.untrained_ensemble(combine))
+        untrained = side.untrained_ensemble(combine)
+        synthesizer.check(untrained)
+        distiller.check(untrained, side.student())
         if side.crew is not None:
             side.crew.check(synthesizer, schedule, side.task)
 
