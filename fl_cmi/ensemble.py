@@ -150,7 +150,7 @@ def prior_corrected_logits(logits_KBC: Logits, ensemble: "Ensemble") -> Combined
 
 
 def majority(logits_KBC: Logits, ensemble: "Ensemble") -> Combined:
-    """`log` of each class's share of the teachers' votes, one half vote added to each so that it stays finite."""
+    """`log` of each class's share of the teachers' votes, one half vote added to each; without gradient."""
     votes_BC = F.one_hot(logits_KBC.argmax(dim=2), logits_KBC.shape[2]).sum(dim=0) + 0.5
     return F.log_softmax(votes_BC.to(logits_KBC).log(), dim=1)
 

@@ -204,8 +204,8 @@ def test_rules_that_weigh_teachers_are_refused(rule: Combine) -> None:
         f"null, because combine={name} is no plain mean over teachers, as mean_logits, mean_probs, prior"
     )
     with pytest.raises(ConfigError, match=rf"^synthesizer.teachers=2: {allowed}"):
-        Joint(inversion(), teachers=2).check(ensemble(FOUR, rule))
-    Joint(inversion()).check(ensemble(FOUR, rule))
+        Joint(inversion(terms={"bn": BatchNorm()}), teachers=2).check(ensemble(FOUR, rule))
+    Joint(inversion(terms={"bn": BatchNorm()})).check(ensemble(FOUR, rule))
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("compression",),
     ("synthesis", "distillation", "federated", "training", "attacks", "evaluate", "measures", "report"),
-    ("ensemble", "robust", "trust"),
+    ("ensemble", "gradients", "robust", "trust"),
     ("losses", "batchnorm", "augment", "bank", "checkpoint", "partition", "data", "models"),
     ("checks", "files", "memory", "nodes", "precision", "products", "session", "interrupt", "types", "rng"),
 )

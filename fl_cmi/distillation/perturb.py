@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fl_cmi.ensemble import Ensemble
+from fl_cmi.gradients import require_gradients
 from fl_cmi.models.normalize import Normalize
 from fl_cmi.types import ConfigError
 
@@ -59,7 +60,8 @@ class EnsembleSign:
         self.epsilon, self.temperature, self.space = epsilon, temperature, space
 
     def check(self, ensemble: Ensemble) -> None:
-        """Any teachers will do."""
+        """A prediction needs a direction in which it changes."""
+        require_gradients(ensemble, "distiller.perturb moves images by its gradient")
 
     def __call__(self, ensemble: Ensemble, x: Batch, rng: torch.Generator) -> Batch:
         """The moved images; not cut to [0, 1], as in the released code."""

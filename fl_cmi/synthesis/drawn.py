@@ -22,6 +22,7 @@ from functools import partial
 import torch
 
 from fl_cmi.ensemble import Combine, Ensemble, mean_logits, mean_probs, prior_corrected_logits
+from fl_cmi.gradients import rule_name
 from fl_cmi.synthesis.inversion import Inversion
 from fl_cmi.types import ConfigError
 
@@ -44,9 +45,8 @@ def check_drawing(ensemble: Ensemble, inversion: Inversion, number: int) -> None
     rule = ensemble.combine.func if isinstance(ensemble.combine, partial) else ensemble.combine
     obstacle = None
     if rule not in MEANS:
-        name = getattr(rule, "__name__", type(rule).__name__)
-        means = ", ".join(getattr(mean, "__name__") for mean in MEANS)  # noqa: B009 - unknown to mypy
-        obstacle = f"combine={name} is no plain mean over teachers, as {means} are"
+        means = ", ".join(rule_name(mean) for mean in MEANS)
+        obstacle = f"combine={rule_name(rule)} is no plain mean over teachers, as {means} are"
     elif inversion.contrast is not None:
         obstacle = "the contrast compares features of the same teachers (contrast=null goes without)"
     for name, term in inversion.terms.items():

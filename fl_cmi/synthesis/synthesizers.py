@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fl_cmi.checkpoint.state import Scene
 from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.ensemble import Ensemble
+from fl_cmi.gradients import require_gradients
 from fl_cmi.synthesis.drawn import check_drawing, draw
 from fl_cmi.synthesis.inversion import Inversion, Inverted
 from fl_cmi.synthesis.source import Samples
@@ -111,9 +112,13 @@ class Joint:
         self.teachers = teachers
 
     def check(self, ensemble: Ensemble) -> None:
-        """As the inversion's terms, and whether teachers may be drawn."""
+        """As the inversion's terms; whether images can follow the rule, and whether teachers may be drawn."""
         check_halves(self.inversion, self.batch_size)
         self.inversion.check(ensemble)
+        following = [name for name, term in self.inversion.terms.items() if term.combined]
+        if following:
+            why = f"images follow it in terms.{following[0]} (synthesizer=per_client follows one teacher at a time)"
+            require_gradients(ensemble, why)
         if self.teachers is not None:
             check_drawing(ensemble, self.inversion, self.teachers)
 

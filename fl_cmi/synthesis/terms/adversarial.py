@@ -33,7 +33,7 @@ class Adversarial(Term):
         temperature: T > 0 of `kl`.
     """
 
-    student = True
+    student = combined = True
 
     def __init__(
         self,

@@ -27,6 +27,8 @@ class ClassBalance(Term):
         weight: Factor of the term, >= 0 (DAFL, DFQ: 20).
     """
 
+    combined = True
+
     def __call__(self, seen: Look) -> Float[Tensor, ""]:
         """The negative entropy of the mean prediction."""
         log_p_BC = F.log_softmax(seen.teacher, dim=1).clamp(min=NEVER)

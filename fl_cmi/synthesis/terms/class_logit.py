@@ -28,6 +28,8 @@ class ClassLogit(Term):
         form: `exp`, `logit` or `cross_entropy`.
     """
 
+    combined = True
+
     def __init__(
         self,
         weight: float = 1.0,

@@ -21,7 +21,7 @@ class Competition(Term):
         temperature: T > 0.
     """
 
-    student = True
+    student = combined = True
 
     def __init__(self, weight: float = 1.0, temperature: float = 3.0) -> None:
         super().__init__(weight)

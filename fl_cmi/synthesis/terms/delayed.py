@@ -24,7 +24,7 @@ class Delayed(Term):
 
     def __init__(self, term: Term, from_batch: int = 20) -> None:
         super().__init__(term.weight)
-        self.averages = term.averages
+        self.averages, self.combined = term.averages, term.combined
         if not isinstance(from_batch, int) or from_batch < 1:
             raise ConfigError("synthesizer...from_batch", from_batch, "an integer >= 1")
         self.term, self.from_batch, self.batch = term, from_batch, 1

@@ -33,7 +33,7 @@ class ExpIncrement(Term):
 
     def __init__(self, term: Term, every: int = 120, max_exponent: float | None = None) -> None:
         super().__init__(term.weight)
-        self.averages = term.averages
+        self.averages, self.combined = term.averages, term.combined
         if not isinstance(every, int) or every < 2:
             raise ConfigError("synthesizer...every", every, "an integer >= 2")
         self.term, self.every = term, every

@@ -24,6 +24,8 @@ class HardOneHot(Term):
         power: g >= 0; 0 is the plain term.
     """
 
+    combined = True
+
     def __init__(self, weight: float = 1.0, power: float = 1.0) -> None:
         super().__init__(weight)
         if not power >= 0:

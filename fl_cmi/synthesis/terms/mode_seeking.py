@@ -28,7 +28,7 @@ class ModeSeeking(Term):
         norm: `frobenius` or `rms`.
     """
 
-    halves = True
+    combined = halves = True
 
     def __init__(self, weight: float = 1.0, norm: Literal["frobenius", "rms"] = "frobenius") -> None:
         super().__init__(weight)

@@ -25,6 +25,8 @@ class OneHot(Term):
             see already, for generators that know no label.
     """
 
+    combined = True
+
     def __init__(self, weight: float = 1.0, label: Literal["aim", "argmax"] = "aim") -> None:
         super().__init__(weight)
         if label not in ("aim", "argmax"):

@@ -88,6 +88,9 @@ class Term:
     student = False
     """Whether the term asks for the student's logits."""
 
+    combined = False
+    """Whether images follow the combined logits, so that the ensemble's rule must pass gradients on."""
+
     halves = False
     """Whether the term compares two halves of the batch, which must then be even."""
 
