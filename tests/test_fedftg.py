@@ -12,6 +12,8 @@ from tiny import CLASSES, COUNTS, TASK, ensemble, network, pixels, rng, rows
 from torch import Tensor, nn
 
 from fl_cmi.bank import Pool
+from fl_cmi.checkpoint.state import Scene
+from fl_cmi.checkpoint.tree import pack, unpack
 from fl_cmi.compose import build
 from fl_cmi.distillation.distiller import Distiller
 from fl_cmi.distillation.kl import KL
@@ -148,6 +150,52 @@ def test_one_step_of_the_generator_for_each_client_on_the_same_latents(
     after = student.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     assert student.training
+
+
+def test_images_are_handed_on_by_running_statistics() -> None:
+    """The student's are not those that the last step saw, by the statistics of their own batch."""
+    synthesizer, modes = made(), []
+    images = TanhGenerator.images
+
+    class Watched(TanhGenerator):
+        def images(self, z: Tensor, task: Any) -> Tensor:
+            modes.append(self.training)
+            return images(self, z, task)
+
+    synthesizer.make = partial(Watched, width=2)
+    synthesizer(ensemble(), network(9), TASK, rng())
+    assert modes == [True, True, True, False]
+    assert synthesizer.source is not None
+    generator = synthesizer.source.generator
+    assert generator is not None
+    assert generator.training
+    assert all(p.requires_grad for p in generator.parameters())
+    synthesizer.sample(ensemble(), TASK, 7, rng())
+    assert modes[4:] == [False]
+    assert generator.training
+
+
+def test_the_generators_optimizer_remembers_nothing_of_another_round() -> None:
+    synthesizer, student = made(), network(9)
+    ages = []
+    for team in (one := ensemble(), one, ensemble(), one):
+        synthesizer(team, student, TASK, rng())
+        assert synthesizer.source is not None
+        assert synthesizer.source.optimizer is not None
+        ages.append({int(state["step"]) for state in synthesizer.source.optimizer.state.values()})
+    assert ages == [{3}, {6}, {3}, {3}]
+
+
+def test_between_rounds_and_within_one_a_resumed_generator_goes_on_alike() -> None:
+    first, second, student = ensemble(), ensemble(), network(9)
+    going, cpu = made(), torch.device("cpu")
+    going(first, student, TASK, rng())
+    for layers, team in (({}, second), (second.layers, second)):
+        scene, resumed = Scene(TASK, cpu, layers), made()
+        # As it is on disk.
+        resumed.load_state_dict(unpack(*pack(going.state_dict(scene))), scene)
+        expected, found = (g(team, student, TASK, rng(5)) for g in (going, resumed))
+        assert torch.equal(found.x, expected.x)
 
 
 def test_labels_are_as_frequent_as_at_the_clients() -> None:

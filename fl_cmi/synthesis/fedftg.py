@@ -22,6 +22,7 @@ from fl_cmi.models.generator import ImageGenerator
 from fl_cmi.synthesis.inversion import Inverted, finite, frozen
 from fl_cmi.synthesis.source import MakeOptimizer, TrainedGenerator
 from fl_cmi.synthesis.synthesizers import checked_batch_size
+from fl_cmi.synthesis.teachers import LastTeachers
 from fl_cmi.types import ConfigError, Task
 
 __all__ = ["FedFtgGenerator", "fidelity", "hard_samples"]
@@ -54,12 +55,14 @@ class FedFtgGenerator:
         y ~ sum_k n_k(y);  z ~ N(0, I);  W_yk = n_k(y) / sum_j n_j(y)
         for each client k:  step G on  a hard(s, t_k, W_k) + o fidelity(t_k, y, W_k) + d diversity(x, z) / K
 
-    The batch handed on is G(z, y) after the last step. Clients that own more of a label have more say in its images.
-    Needs label counts. z and the one-hot y enter the generator side by side; diversity looks at normalized images.
+    The batch handed on is G(z, y) after the last step, by running statistics, and each round begins with an optimizer
+    without memory. Clients that own more of a label have more say in its images. Needs label counts. z and the one-hot
+    y enter the generator side by side; diversity looks at normalized images.
 
     References:
         L. Zhang et al., *Fine-tuning Global Model via Data-Free Knowledge Distillation for Non-IID Federated Learning*,
-        CVPR 2022, arXiv 2203.09249; L1 and the form of the second term from the released code.
+        CVPR 2022, arXiv 2203.09249; L1, the form of the second term, the generator's modes and its optimizer of a round
+        from the released code.
 
     Args:
         generator: Makes a generator from an image shape and `num_latents` = n_z + C.
@@ -97,6 +100,7 @@ class FedFtgGenerator:
         self.adversarial, self.one_hot, self.diversity = adversarial, one_hot, diversity
         self.divergence: Literal["l1", "kl"] = divergence
         self.source: TrainedGenerator | None = None
+        self.teachers = LastTeachers()
 
     def check(self, ensemble: Ensemble) -> None:
         """Label counts are needed."""
@@ -106,7 +110,9 @@ class FedFtgGenerator:
         """K steps of the generator, then its batch."""
         device = ensemble.num_examples_K.device
         source = self.source_of(task)
-        generator = source.built(task, rng, device).train()
+        generator = source.built(task, rng, device)
+        if self.teachers.change(ensemble):
+            source.forget()
         y, z = self.draw(ensemble, self.batch_size, rng)
         code = torch.cat([z, F.one_hot(y, task.num_classes).to(z)], dim=1)
         counts_KC = ensemble.require_class_counts("synthesizer=fedftg")
@@ -123,7 +129,7 @@ class FedFtgGenerator:
                 total.backward()
                 source.step()
         source.finish()
-        with torch.no_grad():
+        with frozen(generator), torch.no_grad():
             x = ensemble.run(generator.images, code, task)
         last = {name: loss.item() for name, loss in losses.items()}
         return Inverted(x, y, {**last, "total": self.total(losses, len(ensemble)).item()})
@@ -174,22 +180,24 @@ class FedFtgGenerator:
     def check_sample(self) -> None:
         """The generator lasts, so images can be had at any time."""
 
-    @torch.no_grad()
     def sample(
         self, ensemble: Ensemble, task: Task, batch_size: int, rng: torch.Generator
     ) -> Float[Tensor, "batch channels height width"]:
         """Images of fresh latents and labels."""
-        generator = self.source_of(task).built(task, rng, ensemble.num_examples_K.device).eval()
+        generator = self.source_of(task).built(task, rng, ensemble.num_examples_K.device)
         y, z = self.draw(ensemble, batch_size, rng)
         code = torch.cat([z, F.one_hot(y, task.num_classes).to(z)], dim=1)
-        return ensemble.run(generator.images, code, task)
+        with frozen(generator), torch.no_grad():
+            return ensemble.run(generator.images, code, task)
 
     def state_dict(self, scene: Scene) -> Tree:
-        """The generator's."""
-        return None if self.source is None else self.source.state_dict(scene)
+        """The generator's, and whose round it is."""
+        source = None if self.source is None else self.source.state_dict(scene)
+        return {"source": source, "teachers": self.teachers.state_dict(scene)}
 
     def load_state_dict(self, state: Tree, scene: Scene) -> None:
         """Go on from `state`."""
         self.source = None
-        if state is not None:
-            self.source_of(scene.task).load_state_dict(state, scene)
+        if state["source"] is not None:
+            self.source_of(scene.task).load_state_dict(state["source"], scene)
+        self.teachers.load_state_dict(state["teachers"], scene)

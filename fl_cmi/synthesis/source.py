@@ -184,6 +184,11 @@ class TrainedGenerator:
             if self.scheduler is not None:
                 self.scheduler.load_state_dict(state["scheduler"])
 
+    def forget(self) -> None:
+        """Clear what the optimizer remembers of earlier steps; weights and rate stay."""
+        if self.optimizer is not None:
+            self.optimizer.state.clear()
+
     def images(self) -> Float[Tensor, "batch channels height width"]:
         """G(z) for new latents."""
         assert self.generator is not None, "begin() comes first"
