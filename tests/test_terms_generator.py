@@ -11,6 +11,8 @@ import torch
 from tiny import SHAPE, TASK, ensemble, inversion, look_of, network, pixels, rng, rows
 from torch import Tensor, nn
 
+from fl_cmi.distillation.l1 import L1, LogL1
+from fl_cmi.distillation.loss import Answers
 from fl_cmi.models.lenet import LeNet
 from fl_cmi.synthesis.synthesizers import Joint
 from fl_cmi.synthesis.terms.activation import Activation
@@ -163,6 +165,20 @@ def test_disagreement_by_kl_has_a_temperature() -> None:
     assert seen.student is not None
     expected = -reference.kl_divergence(seen.teacher, seen.student, 3.0)
     torch.testing.assert_close(Adversarial(mask="none", temperature=3.0)(seen), expected, **TIGHT)
+
+
+@pytest.mark.parametrize("divergence", ["l1", "log_l1"])
+@pytest.mark.parametrize("centered", [False, True])
+def test_the_generator_gains_what_the_student_loses(divergence: Any, centered: bool) -> None:
+    """`L_G = -L_S`; centered, no level of either side is seen."""
+    seen = made_up()
+    assert seen.student is not None
+    loss = L1(centered=centered) if divergence == "l1" else LogL1(centered)
+    term = Adversarial(mask="none", divergence=divergence, centered=centered)
+    answers = Answers(seen.teacher, seen.student)
+    torch.testing.assert_close(term(seen), -loss(answers, rng()), **TIGHT)
+    lifted = look_of(Y, seen.teacher + 3.0, seen.student - rows(6, seed=3)[:, :1])
+    assert torch.isclose(term(lifted), term(seen)).item() is centered
 
 
 def test_the_generator_of_dfad_gains_what_its_student_loses() -> None:
