@@ -1,5 +1,7 @@
 """The contrastive term: its head, its bank, and whom its gradient reaches."""
 
+from typing import Any
+
 import pytest
 import reference
 import torch
@@ -18,8 +20,11 @@ from tiny import (
 )
 from torch import Tensor
 
+from fl_cmi.checkpoint.state import Scene
+from fl_cmi.checkpoint.tree import pack, unpack
 from fl_cmi.models.lenet import LeNet
 from fl_cmi.synthesis.contrast import Contrast
+from fl_cmi.synthesis.synthesizers import Joint
 from fl_cmi.synthesis.terms.one_hot import OneHot
 from fl_cmi.types import ConfigError
 
@@ -30,7 +35,7 @@ Y = torch.tensor([0, 0, 1, 1, 3, 3])
 def double_contrast(old: int, weight: float = 0.8) -> Contrast:
     """A head in double precision and a bank with `old` rows, all of which are drawn."""
     made = Contrast(weight=weight, temperature=0.3, bank_size=50, num_negatives=50, head_width=3)
-    made.begin(WIDTH, rng(8), CPU)
+    made.begin(ensemble(), WIDTH, rng(8))
     assert made.head is not None
     made.head.double()
     if old:
@@ -105,24 +110,41 @@ def test_embeddings_have_length_one() -> None:
 
 
 def test_head_persists_and_comes_from_the_stream() -> None:
-    made = contrast()
-    made.begin(WIDTH, rng(1), CPU)
+    made, team = contrast(), ensemble()
+    made.begin(team, WIDTH, rng(1))
     head = made.head
     made.remember(torch.zeros(2, WIDTH), torch.zeros(2, WIDTH))
-    made.begin(WIDTH, rng(2), CPU)
+    made.begin(team, WIDTH, rng(2))
     assert made.head is head
     assert len(made.bank) == 2
     other = contrast()
-    other.begin(WIDTH, rng(1), CPU)
+    other.begin(team, WIDTH, rng(1))
     assert all(torch.equal(a, b) for a, b in zip(head_of(made), head_of(other), strict=True))
 
 
-def test_another_number_of_clients_starts_the_contrast_afresh() -> None:
-    loop, student = inversion(contrastive=contrast()), network(9)
-    loop(ensemble(), student, Y, TASK, rng())
-    loop(ensemble(COUNTS[:2]), student, Y, TASK, rng(1))
-    assert loop.contrast is not None
-    assert len(loop.contrast.bank) == len(Y)
+@pytest.mark.parametrize("counts", [COUNTS, COUNTS[:2]])
+def test_other_teachers_start_the_contrast_afresh(counts: Any) -> None:
+    """Also where the clients are the same and their features as wide."""
+    first, second = (Joint(inversion(contrastive=contrast()), 6) for _ in range(2))
+    team = ensemble(counts)
+    first(ensemble(), network(9), TASK, rng())
+    again, new = (made(team, network(9), TASK, rng(1)) for made in (first, second))
+    assert torch.equal(again.x, new.x)
+    assert first.inversion.contrast is not None
+    assert len(first.inversion.contrast.bank) == len(Y)
+
+
+def test_a_resumed_contrast_goes_on_alike_within_a_round_and_between_two() -> None:
+    first, second, student = ensemble(), ensemble(), network(9)
+    going = Joint(inversion(contrastive=contrast()), 6)
+    going(first, student, TASK, rng())
+    for layers, team in (({}, second), (second.layers, second)):
+        scene, resumed = Scene(TASK, CPU, layers), Joint(inversion(contrastive=contrast()), 6)
+        # As it is on disk.
+        resumed.load_state_dict(unpack(*pack(going.state_dict(scene))), scene)
+        expected, found = (made(team, student, TASK, rng(5)) for made in (going, resumed))
+        assert torch.equal(found.x, expected.x)
+        assert found.losses == expected.losses
 
 
 def test_contrast_needs_batch_norm_in_every_teacher() -> None:

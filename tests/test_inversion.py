@@ -86,7 +86,7 @@ def test_recorded_losses_equal_the_equations() -> None:
     cr = Contrast(
         weight=0.8, temperature=0.3, bank_size=9, num_negatives=9, head_width=3, local_view=CropFlip(0, 1.0)
     )
-    cr.begin(3 * 14, rng(8), torch.device("cpu"))
+    cr.begin(team, 3 * 14, rng(8))
     assert cr.head is not None
     cr.head.double()
     cr.remember(rows(5, seed=1, width=42), rows(5, seed=2, width=42))

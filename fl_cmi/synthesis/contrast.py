@@ -18,6 +18,7 @@ from fl_cmi.models.initialize import initialize
 from fl_cmi.precision import full
 from fl_cmi.products import Linear
 from fl_cmi.synthesis.features import BatchNormInputs, FeatureMap
+from fl_cmi.synthesis.teachers import LastTeachers
 from fl_cmi.types import ConfigError
 
 __all__ = ["Contrast"]
@@ -34,6 +35,9 @@ class Contrast:
     L, G are the features of the batch's local and global views, CL, CG rows of the bank. Keys are detached, so the
     images are driven by the local view only, and the second mean trains the head alone. Bank rows enter without
     gradient; the value and all gradients equal the joint form, at half the cost.
+
+    Features of models that were trained apart share no axes: with other teachers (another round's) head and bank start
+    afresh.
 
     References:
         Fang et al. 2021 (CMI), IJCAI, released code.
@@ -78,6 +82,7 @@ class Contrast:
         self.features: FeatureMap = BatchNormInputs() if features is None else features
         self.bank = Bank(bank_size)
         self.width = 0
+        self.teachers = LastTeachers()
         self.head: nn.Sequential | None = None
         self.optimizer: torch.optim.Optimizer | None = None
 
@@ -95,16 +100,12 @@ class Contrast:
                     " features=Penultimate needs none",
                 )
 
-    def begin(self, width: int, rng: torch.Generator, device: torch.device) -> None:
-        """Make the head at the first batch; it persists while the teachers' features keep their width.
-
-        Other teachers (another round's participants) may bring another width: then head and bank start afresh.
-        """
-        if self.head is not None and self.width != width:
-            self.head, self.bank = None, Bank(self.bank.capacity)
-        if self.head is None:
+    def begin(self, ensemble: Ensemble, width: int, rng: torch.Generator) -> None:
+        """Make the head, for features of this width, and empty the bank, unless the teachers are the last batch's."""
+        if self.teachers.change(ensemble):
+            self.bank = Bank(self.bank.capacity)
             initialize(self.make(width), rng)
-            self.settle(device)
+            self.settle(ensemble.num_examples_K.device)
 
     def make(self, width: int) -> nn.Sequential:
         """A head for features of this width."""
@@ -146,11 +147,13 @@ class Contrast:
         self.bank.add(torch.cat([local, global_], dim=1).detach())
 
     def state_dict(self, scene: Scene) -> Tree:
-        """Head, optimizer and bank."""
-        if self.head is None or self.optimizer is None:
-            return {"width": 0}
+        """Head, optimizer and bank, and whose features they know; between rounds nothing, as the next are others."""
+        teachers = self.teachers.state_dict(scene)
+        if self.head is None or self.optimizer is None or not teachers:
+            return {"width": 0, "teachers": []}
         return {
             "width": self.width,
+            "teachers": teachers,
             "head": self.head.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "bank": self.bank.state_dict(),
@@ -160,6 +163,7 @@ class Contrast:
         """Go on from `state`; the head is made where there is none."""
         self.bank, self.width = Bank(self.bank.capacity), state["width"]
         self.head = self.optimizer = None
+        self.teachers.load_state_dict(state["teachers"], scene)
         if self.width:
             self.make(self.width).load_state_dict(state["head"])
             self.settle(scene.device).load_state_dict(state["optimizer"])

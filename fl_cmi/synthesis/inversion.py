@@ -123,7 +123,7 @@ class Inversion:
                     # Keys carry no gradient, so the global view's features are detached at once.
                     global_ = contrast.features(seen).detach()
                     local = contrast.features(ensemble.observe(contrast.local_view(x, rng)))
-                    contrast.begin(local.shape[1], rng, device)
+                    contrast.begin(ensemble, local.shape[1], rng)
                     losses["contrast"] = ensemble.run(contrast, local, global_, rng)
                     total = total + contrast.weight * losses["contrast"]
                     views = local.detach(), global_
