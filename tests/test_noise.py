@@ -46,7 +46,10 @@ def test_a_batch_is_labelled_by_the_ensemble_and_repeats_with_the_stream() -> No
     made.check_sample()
     found = made(team, network(9), task, rng(4))
     assert team.passes == 3
-    assert torch.equal(found.y, team.label(found.x).argmax(dim=1))
+    assert found.labelled(team) is found, "who has labels is not asked again"
+    assert found.labels is not None
+    assert torch.equal(found.labels, team.label(found.x))
+    assert torch.equal(found.y, found.labels.argmax(dim=1))
     assert found.losses == {"total": 0.0}
     assert found.client == -1
     assert torch.equal(found.x, made(team, network(9), task, rng(4)).x)
@@ -55,8 +58,9 @@ def test_a_batch_is_labelled_by_the_ensemble_and_repeats_with_the_stream() -> No
 
 def test_noise_fills_a_pool_and_teaches(tmp_path: Path) -> None:
     metrics, pool, student, _ = run(tmp_path, GrowPool(epochs=1, batches=3, steps=2), Noise(batch_size=6))  # type: ignore[arg-type]
-    # Three teachers: y and the pool's labels of each batch, and the lessons.
-    assert metrics["teacher-passes"] == 3 * (3 * 2 + 2)
+    # Three teachers: the labels of each batch, and the lessons.
+    assert metrics["teacher-passes"] == 3 * (3 + 2)
+    assert torch.equal(pool.targets, pool.tensors()["labels"].argmax(dim=1))
     assert len(pool) == metrics["images"] == 18
     start = network(9).state_dict()
     assert any(not torch.equal(value, start[name]) for name, value in student.state_dict().items())

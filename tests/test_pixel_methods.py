@@ -54,6 +54,8 @@ def test_labels_of_images_made_for_none_are_the_ensemble_s_choice() -> None:
     found = Joint(loop, 16, labels="ensemble")(team, network(9), TASK, rng())
     assert team.passes == 3 * (2 + 1)
     assert torch.equal(found.y, team(found.x).argmax(dim=1))
+    assert found.labels is not None
+    assert torch.equal(found.labels, team.label(found.x))
     assert not torch.equal(found.y, term.y)
 
 

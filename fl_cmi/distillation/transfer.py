@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fl_cmi.bank import Draws, Pool
 from fl_cmi.checkpoint.state import Checkpoints, Scene, restore, state_of
@@ -122,23 +122,23 @@ class Transfer:
                 for batch in range(first, end):
                     if self.replay.act():
                         coming = self._made(end - batch) if coming is None else coming
-                        made, labels = next(coming)
-                        self.pool.add(made.x, made.y, labels, made.client)
+                        made = next(coming)
+                        assert made.labels is not None
+                        self.pool.add(made.x, made.y, made.labels, made.client)
                         self.budget.batch = max(self.budget.batch, self.budget.elapsed - begin)
                         self.reached()
                     phase.advance()
 
-    def _made(self, batches: int) -> Iterator[tuple[Inverted, Tensor]]:
-        """A batch with its labels, or so many of them by the crew; each is counted when it is taken."""
+    def _made(self, batches: int) -> Iterator[Inverted]:
+        """A batch, labelled, or so many of them by the crew; each is counted when it is taken."""
         if self.crew is None:
-            made = self._synthesize()
-            yield made, self.ensemble.label(made.x)
+            yield self._synthesize().labelled(self.ensemble)
             return
         first = self.num_batches
         seeds = [self.stream("synthesis", first + b).initial_seed() for b in range(batches)]
         for piece in self.crew.make(first, seeds, self.student):
             self.ensemble.count(piece.passes)
-            yield self._counted(piece.made), piece.labels
+            yield self._counted(piece.made)
 
     def _synthesize(self) -> Inverted:
         rng = self.stream("synthesis", self.num_batches)

@@ -1,7 +1,7 @@
 """The inversion loop: from models to one batch of images."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -29,12 +29,24 @@ class Inverted:
         y: The labels they were driven to.
         losses: Each term, unweighted, and `total`, at the kept iterate.
         client: Partition id of the client whose model was inverted, -1 where it was several.
+        labels: What the whole ensemble says of the images, as log-probabilities; None where nobody has asked it.
     """
 
     x: Float[Tensor, "batch channels height width"]
     y: Int[Tensor, " batch"]
     losses: dict[str, float]
     client: int = -1
+    labels: Float[Tensor, "batch classes"] | None = None
+
+    def labelled(self, ensemble: Ensemble) -> "Inverted":
+        """With labels, for which the ensemble is asked where there are none: one pass of every teacher."""
+        return replace(self, labels=ensemble.label(self.x)) if self.labels is None else self
+
+    def chosen(self, ensemble: Ensemble) -> "Inverted":
+        """As images that were made for no label: y becomes the ensemble's choice."""
+        made = self.labelled(ensemble)
+        assert made.labels is not None
+        return replace(made, y=made.labels.argmax(dim=1))
 
 
 class Inversion:

@@ -4,9 +4,8 @@ import time
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import nn
 
 from fl_cmi.checkpoint.state import Scene, restore, state_of
 from fl_cmi.checkpoint.tree import Tree, pack, unpack
@@ -81,8 +80,7 @@ class Piece:
 
     Args:
         order: What was asked for.
-        made: The images.
-        labels: What the whole ensemble says of them, as log-probabilities.
+        made: The images, labelled.
         passes: Forward passes of single teachers that it took.
         state: What the maker's synthesizer remembers after it.
         wall_s: Seconds that it took.
@@ -91,7 +89,6 @@ class Piece:
 
     order: Order
     made: Inverted
-    labels: Float[Tensor, "batch classes"]
     passes: int
     state: Packed
     wall_s: float
@@ -124,13 +121,12 @@ class Maker:
         self.ensemble.combine = moment.combine
         student = moment.student.to(self.scene.device)
         rng = torch.Generator().manual_seed(order.seed)
-        made = self.synthesizer(self.ensemble, student, self.task, rng)
-        labels = self.ensemble.label(made.x).cpu()
+        made = self.synthesizer(self.ensemble, student, self.task, rng).labelled(self.ensemble)
+        assert made.labels is not None
         state = packed(state_of(self.synthesizer, self.scene))
         return Piece(
             order,
-            replace(made, x=made.x.cpu(), y=made.y.cpu()),
-            labels,
+            replace(made, x=made.x.cpu(), y=made.y.cpu(), labels=made.labels.cpu()),
             self.ensemble.passes - passes,
             state,
             time.perf_counter() - wall,

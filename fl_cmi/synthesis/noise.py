@@ -19,8 +19,8 @@ class Noise:
     """`x ~ N(mean, std)` for each pixel on its own, with the data set's statistics per channel, clamped, 8 bit.
 
     No model is inverted and nothing is optimized: what a student learns from these images comes from the distillation
-    alone. They were made for no label; `y` is the ensemble's choice for each image, which costs one pass of every
-    teacher a batch. Batch norm that trains on them drifts to the statistics of noise.
+    alone. They were made for no label; `y` is the ensemble's choice for each image, by the one pass of every teacher
+    that also labels the batch for the pool. Batch norm that trains on them drifts to the statistics of noise.
 
     References:
         Haroush et al. 2020 (The Knowledge Within), arXiv 1912.01274: the Gaussian control.
@@ -38,7 +38,7 @@ class Noise:
     def __call__(self, ensemble: Ensemble, student: nn.Module, task: Task, rng: torch.Generator) -> Inverted:
         """One batch; its only loss is a `total` of 0."""
         x = self.sample(ensemble, task, self.batch_size, rng)
-        return Inverted(x, ensemble.label(x).argmax(dim=1), {"total": 0.0})
+        return Inverted(x, x.new_zeros(len(x), dtype=torch.int64), {"total": 0.0}).chosen(ensemble)
 
     def check_sample(self) -> None:
         """Noise can be drawn at any time."""

@@ -89,7 +89,7 @@ class Joint:
         batch_size: Images a batch.
         labels: `uniform` draws them, sorted. `cyclic` counts through the classes where the batch has at least
             max(classes, 64) images, else draws (The Knowledge Within). `ensemble` is for terms that drive images to no
-            label: afterwards they get the ensemble's choice, at one pass of every teacher.
+            label: afterwards they get the ensemble's choice. The pass of every teacher serves the pool as well.
         teachers: m >= 1, how many are drawn for each batch in the place of all; what is right on average then and what
             is not, see `fl_cmi.synthesis.drawn`. None, or no fewer than there are: all. Any number asks for a rule
             and terms that allow drawing.
@@ -128,7 +128,7 @@ class Joint:
         classes = torch.arange(task.num_classes) if owned is None else owned.cpu()
         y = self.draw(classes, rng)
         made = self.inversion(draw(ensemble, self.teachers, rng), student, y, task, rng)
-        return replace(made, y=ensemble.label(made.x).argmax(dim=1)) if self.labels == "ensemble" else made
+        return made.chosen(ensemble) if self.labels == "ensemble" else made
 
     def draw(self, classes: Int[Tensor, " classes"], rng: torch.Generator) -> Int[Tensor, " batch"]:
         """The labels of a batch, out of these classes."""
