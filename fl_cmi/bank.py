@@ -1,5 +1,6 @@
 """Bounded stores that overwrite their oldest rows: the bank of features and the pool of synthetic images."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -195,6 +196,11 @@ class Pool:
         """Replace the labels of the images in the given slots."""
         assert self._store is not None
         self._store[2][index] = labels.detach().float().cpu()
+
+    def relabel_all(self, label: Callable[[Tensor], Tensor], device: torch.device) -> None:
+        """Replace all labels by what `label` says of the images, of at most 256 at a time on this device."""
+        for some in torch.arange(len(self)).split(256) if len(self) else ():
+            self.relabel(some, label(self.get(some).x.to(device)))
 
     def surest(self, share: float = 0.25) -> Int[Tensor, " chosen"]:
         """Slots, ascending, of that share of each class's images which the ensemble is surest show the class."""

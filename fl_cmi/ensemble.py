@@ -57,7 +57,7 @@ class Learns(Protocol):
     def learn(
         self, ensemble: "Ensemble", pool: Pool, batch_size: int, epoch: int, rng: torch.Generator
     ) -> None:
-        """One pass over the pool, in the round's epoch of this number, from 0."""
+        """One pass over the pool, in the round's epoch of this number, from 0; labels in the pool stay as they are."""
 
     def weights(self, clients: Sequence[int]) -> Tensor:
         """As they stand, one for the teacher of each of these clients."""

@@ -17,6 +17,7 @@ from fl_cmi.distillation.budget import Budget
 from fl_cmi.distillation.distiller import Distiller
 from fl_cmi.distillation.learnt_weights import LearntWeights
 from fl_cmi.distillation.schedules import Alternate, GeneratorFirst, GrowPool
+from fl_cmi.distillation.targets import Sharpened
 from fl_cmi.distillation.transfer import Schedule, transfer
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
@@ -45,6 +46,7 @@ def run(
     budget_s: float | None,
     batches: Sequence[float] = (BATCH,),
     learning: float | None = None,
+    relabelling: float = 0.0,
 ) -> tuple[Clock, dict[str, float], Any, Any]:
     """A round; the clock at its end, metrics, log, and the shares that the learning rate was asked for.
 
@@ -54,6 +56,7 @@ def run(
         budget_s: Of the round.
         batches: Seconds of the batches, in turn.
         learning: Seconds in which the ensemble's rule learns, if it does.
+        relabelling: Seconds in which the pool gets new labels, where > 0 and where the rule has changed.
     """
     clock, shares, turn = Clock(), [], itertools.cycle(batches)
 
@@ -67,6 +70,11 @@ def run(
             assert learning is not None
             clock.now += learning
             super().learn(*arguments)
+
+    class SlowPool(Pool):
+        def relabel_all(self, *arguments: Any) -> None:
+            clock.now += relabelling if len(self) else 0.0
+            super().relabel_all(*arguments)
 
     class SlowView(Identity):
         def __call__(self, x: Tensor, rng: torch.Generator) -> Tensor:
@@ -83,8 +91,14 @@ def run(
         ensemble() if learning is None else ensemble(combine=SlowRule()),
         network(9),
         Slow(inversion(steps=1, terms={"oh": OneHot()}, source=source), batch_size=4),
-        Distiller(partial(torch.optim.SGD, lr=0.1), rate, batch_size=4, augment=SlowView()),
-        Pool(),
+        Distiller(
+            partial(torch.optim.SGD, lr=0.1),
+            rate,
+            batch_size=4,
+            targets=Sharpened() if relabelling else None,
+            augment=SlowView(),
+        ),
+        SlowPool(),
         schedule,
         task=TASK,
         seed=0,
@@ -141,6 +155,14 @@ def test_time_is_left_for_a_rule_to_learn(tmp_path: Path) -> None:
     clock, metrics, _, _ = run(tmp_path, GrowPool(epochs=10**9, steps=2), 23, learning=3.0)
     assert metrics["images"] == 2 * 4
     assert clock.now == 1000 + 20
+
+
+def test_time_is_left_for_new_labels(tmp_path: Path) -> None:
+    # Epochs of 4 + 1 + 1 s, then of 4 + 3 + 1 s: 8 s more would be too many after 14 s, and 3 after 18 s.
+    schedule = GrowPool(epochs=10**9, steps=2)
+    clock, metrics, _, _ = run(tmp_path, schedule, 21, learning=1.0, relabelling=2.0)
+    assert metrics["images"] == 2 * 4
+    assert clock.now == 1000 + 18
 
 
 def test_without_lessons_batches_have_all_the_time(tmp_path: Path) -> None:

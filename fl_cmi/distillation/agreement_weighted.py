@@ -26,8 +26,8 @@ class AgreementWeighted:
     """`P_c ~ sum_k V_kc softmax(t_k)_c`, `V_kc = w_k W_kc / sum_j w_j W_jc`: trust times class counts.
 
     W is `class_weights`, w is `trust_weights`, found on the pool between synthesis and distillation and 1 before.
-    Images whose labels were made under other weights are labelled anew. Only a schedule that keeps a pool (grow_pool)
-    teaches the weights; elsewhere they stay 1. Trust is a client's, and goes with it from round to round.
+    Only a schedule that keeps a pool (grow_pool) teaches the weights; elsewhere they stay 1. Trust is a client's, and
+    goes with it from round to round.
 
     Args:
         saturation: See `class_weights`; None: teachers have equal weights in all classes.
@@ -67,17 +67,13 @@ class AgreementWeighted:
     def learn(
         self, ensemble: Ensemble, pool: Pool, batch_size: int, epoch: int, rng: torch.Generator
     ) -> None:
-        """Look at the pool; where that changes what the teachers weigh, label it anew."""
+        """Look at the pool, and see what the teachers weigh by that: the same, where it would change little."""
         before = [self.by_client.get(client, 1.0) for client in ensemble.clients]
         scores = trust_scores(ensemble, pool, rng, self.images)
         after = trust_weights(scores, ensemble.num_classes, self.least, self.rest)
         if max(abs(a - b) for a, b in zip(after, before, strict=True)) < CHANGE:
             after = before
         self.by_client |= dict(zip(ensemble.clients, after, strict=True))
-        if after != before:
-            device = ensemble.num_examples_K.device
-            for some in torch.arange(len(pool)).split(256):
-                pool.relabel(some, ensemble.label(pool.get(some).x.to(device)))
 
     def state_dict(self, scene: object = None) -> Tree:
         """The weights by client, wherever they are put back."""

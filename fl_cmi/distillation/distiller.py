@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from fl_cmi.augment import Augment, Identity
-from fl_cmi.bank import Draws
+from fl_cmi.bank import Draws, Pool
 from fl_cmi.batchnorm import classifier_input
 from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.distillation.kl import KL
@@ -95,6 +95,11 @@ class Distiller:
         if self.perturb is not None:
             self.perturb.check(ensemble)
 
+    @property
+    def reads_labels(self) -> bool:
+        """Whether any batch is taught by labels that the pool has cached."""
+        return self.targets.reads_labels and self.perturb is None and self.mixup < 1
+
     def begin(self, student: nn.Module, server_round: int = 1) -> "Lesson":
         """A fresh optimizer, and a fresh memory of the loss, for a round of lessons."""
         return Lesson(self, student, server_round)
@@ -156,6 +161,11 @@ class Lesson:
             self.optimizer.step()
         self.student.train(was_training)
         return sum(losses) / len(losses) if losses else 0.0
+
+    def relabel(self, ensemble: Ensemble, pool: Pool) -> None:
+        """Label a pool's images anew, after a change of teachers or of their rule, where labels are read."""
+        if self.distiller.reads_labels:
+            pool.relabel_all(ensemble.label, ensemble.num_examples_K.device)
 
     def ask(self, ensemble: Ensemble, draws: Draws, rng: torch.Generator) -> Answers:
         """Draw a batch, and let teachers and student answer to it."""

@@ -25,6 +25,9 @@ class Targets(Protocol):
     needs_pool: bool
     """Whether the images must come from a pool, which knows what they were inverted for."""
 
+    reads_labels: bool
+    """Whether labels that the pool has cached are used, which must then be those of the ensemble as it is."""
+
     def check(self, ensemble: Ensemble) -> None:
         """Raise ConfigError where these teachers lack what the targets need."""
         ...
@@ -43,7 +46,7 @@ class Targets(Protocol):
 class Fresh:
     """The ensemble's logits for the augmented images (CMI, DENSE): K teacher passes a step."""
 
-    needs_pool = False
+    needs_pool = reads_labels = False
 
     def check(self, ensemble: Ensemble) -> None:
         """Any teachers will do."""
@@ -76,7 +79,7 @@ class Sharpened:
             sees it; losses on logits do, for it is the level that they pull those classes to.
     """
 
-    needs_pool = True
+    needs_pool = reads_labels = True
 
     def __init__(self, sharpen: float = 4.0, mix: float = 0.5, floor: float = 1e-12) -> None:
         if sharpen <= 0:
@@ -117,7 +120,7 @@ class Owners:
         floor: Least probability, in (0, 1), because targets are logarithms.
     """
 
-    needs_pool = True
+    needs_pool, reads_labels = True, False
 
     def __init__(self, floor: float = 1e-12) -> None:
         if not 0 < floor < 1:

@@ -86,7 +86,7 @@ class Transfer:
     made: Inverted | None = None
 
     def __post_init__(self) -> None:
-        self.replay = Replay(self.budget)
+        self.replay, self.before = Replay(self.budget), self.ensemble.passes
 
     def stream(self, what: str, number: int) -> torch.Generator:
         """The random stream of batch or lesson `number`."""
@@ -150,13 +150,16 @@ class Transfer:
         return made
 
     def tune(self, epoch: int) -> None:
-        """Let the ensemble's rule learn from the pool, where it can."""
-        combine, batch_size = self.ensemble.combine, self.lesson.distiller.batch_size
+        """Let the ensemble's rule learn from the pool, where it can; what it has come to labels the pool."""
+        combine, clients = self.ensemble.combine, self.ensemble.clients
         if isinstance(combine, Learns) and self.replay.act():
+            before, batch_size = combine.weights(clients), self.lesson.distiller.batch_size
             with self.progress.phase("distillation"), self.budget.learns():
                 combine.learn(self.ensemble, self.pool, batch_size, epoch, self.stream("combine", epoch))
+                if not torch.equal(combine.weights(clients), before):
+                    self.lesson.relabel(self.ensemble, self.pool)
             where = {"round": self.server_round, "epoch": epoch + 1}
-            self.log.write("weights", **where, weights=combine.weights(self.ensemble.clients).tolist())
+            self.log.write("weights", **where, weights=combine.weights(clients).tolist())
 
     @property
     def steps_of_a_pass(self) -> int:
@@ -209,12 +212,12 @@ class Transfer:
 
     def state_dict(self) -> Tree:
         """All that the transfer has come to, and how far it is."""
-        made, scene = self.made, self.scene
+        scene = self.scene
         return {
             "replay": self.replay.state_dict(),
             "counts": [self.num_batches, self.num_lessons, self.num_images, self.ensemble.passes],
             "losses": [self.loss, self.inverted],
-            "made": None if made is None else [made.x, made.y, made.losses, made.client],
+            "made": None if self.made is None else self.made.state_dict(),
             "student": self.student.state_dict(),
             "lesson": self.lesson.state_dict(),
             "synthesizer": state_of(self.synthesizer if self.crew is None else self.crew, scene),
@@ -229,9 +232,7 @@ class Transfer:
         self.num_batches, self.num_lessons, self.num_images, passes = state["counts"]
         self.ensemble.count(passes - self.ensemble.passes)
         self.loss, self.inverted = state["losses"]
-        if state["made"] is not None:
-            x, y, losses, client = state["made"]
-            self.made = Inverted(x.to(scene.device), y.to(scene.device), losses, client)
+        self.made = Inverted.restored(state["made"], scene.device)
         self.student.load_state_dict(state["student"])
         self.lesson.load_state_dict(state["lesson"])
         restore(self.synthesizer if self.crew is None else self.crew, state["synthesizer"], scene)
@@ -260,8 +261,7 @@ def transfer(
 ) -> dict[str, float]:
     """Teach `student`, in place, what `ensemble` knows.
 
-    The arguments are those of `Transfer`, but for the budget: `budget_s` seconds, > 0, by `clock`; None for the whole
-    schedule.
+    The arguments are those of `Transfer`, but for the budget: `budget_s` seconds, > 0, by `clock`; None: no limit.
 
     Returns:
         Teacher passes, images synthesized and the last loss of distillation.
@@ -274,7 +274,6 @@ def transfer(
         crew.begin(ensemble, synthesizer, task)
     if isinstance(ensemble.combine, Learns):
         ensemble.combine.begin(ensemble.clients)
-    before = ensemble.passes
     state = Transfer(
         ensemble,
         student,
@@ -291,10 +290,11 @@ def transfer(
         checkpoints=checkpoints,
         crew=crew,
     )
+    state.lesson.relabel(ensemble, pool)  # images of earlier rounds bring the labels of other teachers
     if checkpoints is not None and (before_this := checkpoints.resumed()) is not None:
         state.load_state_dict(before_this)
     schedule(state)
     if crew is not None:
         crew.end()
-    passes = ensemble.passes - before
-    return {"teacher-passes": float(passes), "images": float(state.num_images), "kd-loss": state.loss}
+    passes = float(ensemble.passes - state.before)
+    return {"teacher-passes": passes, "images": float(state.num_images), "kd-loss": state.loss}

@@ -48,6 +48,18 @@ class Inverted:
         assert made.labels is not None
         return replace(made, y=made.labels.argmax(dim=1))
 
+    def state_dict(self) -> Tree:
+        """All of it."""
+        return [self.x, self.y, self.losses, self.client, self.labels]
+
+    @classmethod
+    def restored(cls, state: Tree, device: torch.device) -> "Inverted | None":
+        """The batch as it was, on this device; None of None."""
+        if state is None:
+            return None
+        x, y, losses, client, labels = state
+        return cls(x.to(device), y.to(device), losses, client, None if labels is None else labels.to(device))
+
 
 class Inversion:
     """Optimize a batch of images so that the teachers are sure of them and their statistics look familiar.
