@@ -95,12 +95,13 @@ def remembered_distance(
 
 
 def exp_increments(losses: Sequence[float], every: int) -> list[tuple[float, float]]:
-    """The reference and `exp(L - ref)` at each step."""
+    """The reference that each step leaves, and `exp(L - ref)` with the one that it found."""
     found, ref = [], 0.0
     for step, loss in enumerate(losses):
+        value = math.exp(loss - ref)
         if step % every == 1:
             ref = loss
-        found.append((ref, math.exp(loss - ref)))
+        found.append((ref, value))
     return found
 
 

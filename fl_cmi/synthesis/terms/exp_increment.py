@@ -17,9 +17,9 @@ __all__ = ["ExpIncrement"]
 class ExpIncrement(Term):
     """`exp(L - ref)` of another term L: a loss that has risen above its reference pulls the harder for it.
 
-    ref is 0 at first. Steps are counted in epochs of `every`; at index 1 of each, the second step, ref becomes the
-    value of L at that step (before the exponential is taken, so the term is 1 there) and stays until the next epoch. A
-    reference renewed at every step would make the term a constant 1 with the gradient of L: a plain sum.
+    ref is 0 at first. Steps are counted in epochs of `every`; at index 1 of each, the second step, the value of L
+    becomes ref for the steps after it (the step itself still has the old one), until the next epoch's. A reference
+    renewed at every step would make the term a constant 1 with the gradient of L: a plain sum.
 
     References:
         P. Han et al., *Robustness and Diversity Seeking Data-Free Knowledge Distillation*, ICASSP 2021, arXiv
@@ -49,10 +49,11 @@ class ExpIncrement(Term):
     def __call__(self, seen: Look) -> Float[Tensor, ""]:
         """The exponential of the increment; counts the step."""
         loss = self.term(seen)
+        value = (loss - self.reference).clamp(max=self.max_exponent).exp()
         if self.index == 1:
             self.reference = loss.item()
         self.index = (self.index + 1) % self.every
-        return (loss - self.reference).clamp(max=self.max_exponent).exp()
+        return value
 
     def finish(self) -> None:
         """As the other term."""
