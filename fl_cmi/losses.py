@@ -63,8 +63,9 @@ def js_divergence(
 ) -> Float[Tensor, ""]:
     """`1/B sum_i KL(M_i || P_i) / 2 + KL(M_i || Q_i) / 2` with `M = (P + Q) / 2`, in nats, without a factor T^2.
 
-    `P, Q = softmax(logits / T)`, clamped to [floor, 1 - floor]: a class that both sides rule out counts for nothing,
-    and has no gradient. Symmetric in its arguments, >= 0, and 0 only where the clamped probabilities are equal.
+    `P, Q = softmax(logits / T)`; all three are then clamped to [floor, 1 - floor], each by itself: a class that both
+    sides rule out counts for nothing, and has no gradient. Symmetric in its arguments, and 0 where they are equal; as M
+    is no longer the middle where P or Q is clamped, a little below 0 is possible.
 
     References:
         Yin et al. 2020 (DeepInversion), arXiv 1912.08795, with the clamp of the released code.
@@ -75,8 +76,8 @@ def js_divergence(
         temperature: T > 0.
         floor: Least probability, in (0, .5).
     """
-    p, q = (F.softmax(logits / temperature, dim=1).clamp(floor, 1 - floor) for logits in (one, other))
-    m = 0.5 * (p + q)
+    p, q = (F.softmax(logits / temperature, dim=1) for logits in (one, other))
+    p, q, m = (each.clamp(floor, 1 - floor) for each in (p, q, 0.5 * (p + q)))
     return (m * (m.log() - 0.5 * (p.log() + q.log()))).sum(dim=1).mean()
 
 

@@ -28,12 +28,12 @@ def l1(target: Tensor, student: Tensor, reduction: str, center: bool) -> Tensor:
 
 
 def jensen_shannon(target: Tensor, student: Tensor, temperature: float, floor: float) -> Tensor:
-    """`mean_b [KL(M||P) / 2 + KL(M||Q) / 2]`, with P and Q clamped."""
+    """`mean_b [KL(M||P) / 2 + KL(M||Q) / 2]`, with P, Q and their mean M clamped each by itself."""
     total = torch.zeros((), dtype=student.dtype)
     for t, s in zip(target, student, strict=True):
         for p, q in zip(softmax(s, temperature), softmax(t, temperature), strict=True):
+            m = torch.clamp((p + q) / 2, floor, 1 - floor)
             p, q = (torch.clamp(v, floor, 1 - floor) for v in (p, q))
-            m = (p + q) / 2
             total = total + m * torch.log(m / p) / 2 + m * torch.log(m / q) / 2
     return total / len(student)
 

@@ -111,12 +111,12 @@ def class_logit(teacher: Tensor, y: Sequence[int], scale: float, form: str) -> T
 
 
 def jensen_shannon(one: Tensor, other: Tensor, temperature: float) -> Tensor:
-    """`1/B sum_i KL(M || P) / 2 + KL(M || Q) / 2` of probabilities clamped to [.01, .99], M their mean."""
+    """`1/B sum_i KL(M || P) / 2 + KL(M || Q) / 2`, M the mean of P and Q, all three clamped to [.01, .99]."""
     total = torch.zeros((), dtype=one.dtype)
     for row, row_other in zip(one, other, strict=True):
         for p, q in zip(softmax(row, temperature), softmax(row_other, temperature), strict=True):
+            m = ((p + q) / 2).clamp(0.01, 0.99)
             p, q = p.clamp(0.01, 0.99), q.clamp(0.01, 0.99)
-            m = (p + q) / 2
             total = total + 0.5 * m * torch.log(m / p) + 0.5 * m * torch.log(m / q)
     return total / len(one)
 

@@ -264,6 +264,11 @@ def test_jensen_shannon_is_zero_for_equals_symmetric_and_bounded() -> None:
     sure = torch.tensor([[1e3, -1e3]])
     most = -math.log(2) - 0.5 * math.log(0.99 * 0.01)
     assert js_divergence(sure, -sure).item() == pytest.approx(most, rel=1e-5)
+    # M is clamped after it is taken: of .005 and .035 it is .02, and not .0225.
+    low, high = (torch.tensor([[p, 1 - p]], dtype=torch.float64).log() for p in (0.005, 0.035))
+    parts = (0.02, 0.01, 0.035), (0.98, 0.99, 0.965)  # M, P, Q of either class
+    expected = sum(m * math.log(m / math.sqrt(p * q)) for m, p, q in parts)
+    assert js_divergence(low, high, temperature=1.0).item() == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ __all__ = ["JS"]
 class JS(DistillLoss):
     """`L = KL(M || P) / 2 + KL(M || Q) / 2` with `M = (P + Q) / 2`, summed over classes, averaged over the batch.
 
-    P and Q are the softmax of student / T and of target / T, clamped to [.01, .99]; so they need not sum to 1, and a
-    class that both sides are sure about gives no gradient.
+    P and Q are the softmax of student / T and of target / T; P, Q and M are clamped to [.01, .99], so they need not sum
+    to 1, and a class that both sides are sure about gives no gradient.
 
     References:
         Yin et al. 2020 (DeepInversion), arXiv 1912.08795, the divergence of its adaptive competition.
