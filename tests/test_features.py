@@ -6,7 +6,8 @@ import torch
 from tiny import SHAPE, TASK, contrast, ensemble, inversion, network, pixels, rng
 
 from fl_cmi.models.lenet import LeNet
-from fl_cmi.synthesis.features import BatchNormInputs, Penultimate, RandomProjection
+from fl_cmi.rng import stream
+from fl_cmi.synthesis.features import BatchNormInputs, Penultimate, RandomProjection, projection
 from fl_cmi.types import ConfigError
 
 Y = torch.tensor([0, 0, 1, 1, 3, 3])
@@ -45,6 +46,11 @@ def test_a_projection_keeps_distances_and_bounds_the_width() -> None:
     # Standard deviation of a ratio: sqrt(1 / (2 width)) = 1.6 %.
     assert ((ratio - 1).abs() < 0.08).all()
     assert torch.equal(RandomProjection(7)(shown), RandomProjection(7)(shown))
+    # The stream of the features' width draws the matrix, and once for all batches.
+    wide = plain(shown)
+    drawn = torch.randn(wide.shape[1], 7, generator=stream(0, "projection", wide.shape[1]))
+    assert torch.equal(RandomProjection(7)(shown), wide @ drawn / 7**0.5)
+    assert projection(wide.shape[1], 7) is projection(wide.shape[1], 7)
     with pytest.raises(ConfigError, match="width=0"):
         RandomProjection(0)
 

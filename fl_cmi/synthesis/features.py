@@ -7,6 +7,7 @@ Shape letters: K teachers, B batch, D width of the features.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -106,5 +107,10 @@ class RandomProjection:
     def __call__(self, shown: Shown) -> Float[Tensor, "batch width"]:
         """The same R for every batch of the same width."""
         f = self.of(shown)
-        matrix = torch.randn(f.shape[1], self.width, generator=stream(0, "projection", f.shape[1]))
-        return f @ matrix.to(f) / self.width**0.5
+        return f @ projection(f.shape[1], self.width).to(f) / self.width**0.5
+
+
+@lru_cache(maxsize=8)
+def projection(rows: int, width: int) -> Float[Tensor, "rows width"]:
+    """R, drawn once for all steps: not to be written to."""
+    return torch.randn(rows, width, generator=stream(0, "projection", rows))
