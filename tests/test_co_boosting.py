@@ -223,6 +223,13 @@ def test_the_step_is_measured_in_normalized_images_or_in_pixels() -> None:
     assert torch.equal(EnsembleSign(0.0)(team, x, rng()), x)
 
 
+def test_the_methods_step_is_that_of_the_released_code() -> None:
+    """8/255 of images that are normalized by 1/2, whatever the data set."""
+    perturb = build(configured("co_boosting")["distiller"], "distiller").perturb
+    assert (perturb.epsilon, perturb.space) == (pytest.approx(8 / 255 / 2), "pixels")
+    assert vars(perturb) == vars(EnsembleSign())
+
+
 def test_students_learn_the_moved_images_with_labels_of_their_own() -> None:
     class Shift:
         def __call__(self, ensemble: Any, x: Tensor, rng: torch.Generator) -> Tensor:

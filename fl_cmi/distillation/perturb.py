@@ -41,15 +41,15 @@ class EnsembleSign:
     Args:
         epsilon: e >= 0.
         temperature: t > 0.
-        space: Where e is measured: `normalized` images, as in the released code (in pixels e times the data set's
-            standard deviation), or `pixels`.
+        space: Where e is measured: `normalized` images (in pixels e times the data set's standard deviation), or
+            `pixels`. The released code's images are normalized by 1/2, so that its 8/255 are 4/255 in pixels.
     """
 
     def __init__(
         self,
-        epsilon: float = 8 / 255,
+        epsilon: float = 4 / 255,
         temperature: float = 4.0,
-        space: Literal["normalized", "pixels"] = "normalized",
+        space: Literal["normalized", "pixels"] = "pixels",
     ) -> None:
         if not epsilon >= 0:
             raise ConfigError("distiller.perturb.epsilon", epsilon, "a number >= 0")
