@@ -33,11 +33,12 @@ from fl_cmi.evaluate import accuracy, predict
 from fl_cmi.flower.backend import Backend, flower_log
 from fl_cmi.flower.buffers import SeparateBuffers
 from fl_cmi.flower.client import own_tests
+from fl_cmi.flower.compatibility import check_strategy, strategy_name
 from fl_cmi.flower.failure import BackendFailure, ClientFailure
 from fl_cmi.flower.outcome import Outcome
 from fl_cmi.flower.scores import Scores
 from fl_cmi.flower.server import serve
-from fl_cmi.flower.strategies import FedCmi, one_architecture
+from fl_cmi.flower.strategies import FedCmi
 from fl_cmi.flower.teacher_cache import TeacherCache
 from fl_cmi.last_step import LastStepFailure, check_last_step, failure_of, last_step
 from fl_cmi.measures import measure_pool
@@ -110,7 +111,7 @@ def carry_on(
             if callable(strategy):  # ours are completed with what no YAML holds
                 with fitting(config["strategy"], "strategy"):
                     strategy = strategy(side=side)
-        check_architectures(config, side, strategy)
+        check_strategy(config, side, strategy)
         # The clients build it, but a mistake is told before they start.
         side.sharing.check(build(config["local"], "local"), side.student())
         if config["save_pool"] and not isinstance(strategy, FedCmi):
@@ -178,25 +179,6 @@ def carry_on(
     if failure is not None:
         raise failure
     return summary
-
-
-def check_architectures(config: Config, side: ServerSide, strategy: Any) -> None:
-    """Raise ConfigError where the global model would have to fit other architectures than its own."""
-    if one_architecture(side):
-        return
-    why = "because not all clients train the global model's architecture"
-    sent = getattr(strategy, "sends_own_architecture", False)
-    if config["local"].get("start") == "broadcast" and not sent:
-        raise ConfigError("local.start", "broadcast", f"scratch or own, {why}")
-    if not getattr(strategy, "mixed_architectures", False):
-        raise ConfigError(
-            "strategy", strategy_name(config), f"fed_cmi, feddf, fed_ensemble or feddistill, {why}"
-        )
-
-
-def strategy_name(config: Config) -> str:
-    """The strategy's class."""
-    return str(config["strategy"]["_target_"].rsplit(".", 1)[-1])
 
 
 def measure(outcome: Outcome, side: ServerSide, combine: Combine, pool: Pool | None) -> dict[str, Any]:

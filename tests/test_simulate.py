@@ -182,6 +182,10 @@ def test_mixed_architectures_have_no_average(tmp_path: Path) -> None:
             "distiller.loss=LayerMatch: .*one teacher",
         ),
         ((SCHEDULE, "distiller=fedftg", "share_label_counts=false"), "because distiller.targets=Owners"),
+        (("strategy=fedavg", "strategy.fraction_train=0.5"), "strategy.fraction_train=0.5"),
+        (("strategy=fedprox", "strategy.fraction_evaluate=1.0"), "strategy.fraction_evaluate=1.0"),
+        (("strategy=fedavgm", "strategy.min_available_nodes=6"), "strategy.min_available_nodes=6: at most 5"),
+        (("strategy=fedadam", "strategy.min_train_nodes=4", "clients_per_round=3"), "min_train_nodes=4"),
     ],
 )
 def test_what_does_not_go_together_is_refused(overrides: tuple[str, ...], key: str, tmp_path: Path) -> None:
