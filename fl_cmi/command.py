@@ -26,6 +26,7 @@ from fl_cmi.checks import ONLY_DISTILL, ONLY_SIMULATE
 from fl_cmi.compose import Config, compose_config, config_folder, plain_config, readable
 from fl_cmi.interrupt import Terminated, sigterm_unwinds
 from fl_cmi.nodes import as_typed
+from fl_cmi.report.summary import note_code
 from fl_cmi.resume import resumed
 from fl_cmi.types import ConfigError
 
@@ -143,6 +144,7 @@ def command_line(name: str, job: Callable[[DictConfig], float]) -> None:
 
     program = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=name)(begin)
     try:
+        note_code()
         check_arguments(sys.argv[1:])
         # Behind an override, Hydra's parser would take what follows -m for something else.
         sys.argv[1:] = sorted(

@@ -137,9 +137,11 @@ def test_digest_is_sha256_over_the_stated_bytes() -> None:
 def test_versions_and_commit_are_sound(monkeypatch: pytest.MonkeyPatch) -> None:
     assert summary.versions()["torch"] == torch.__version__.split("+")[0]
     assert {"python", "numpy"} <= set(summary.versions())
-    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", summary.commit() or "0" * 40)
+    found = summary.commit()
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", found or "0" * 40)
     monkeypatch.setenv("PATH", "")
-    assert summary.commit() is None
+    assert summary.commit() == found  # of the code that runs, whatever is committed meanwhile
+    assert summary.commit.__wrapped__() is None
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from fl_cmi.checkpoint.run import Checkpoints
 from fl_cmi.checkpoint.store import Store
 from fl_cmi.compose import compose_config
 from fl_cmi.flower.local_backend import LocalGrid
+from fl_cmi.report import summary
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.resume import resumed
 from fl_cmi.simulate import run
@@ -315,6 +316,19 @@ def test_another_commit_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixt
         patch.setattr(run_module, "commit", lambda: "0123abc")
         run(again, tmp_path)
     assert re.search(r"resume: the code was \S+ and is 0123abc", caplog.text)
+
+
+def test_a_commit_made_meanwhile_is_not_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> str:
+        head = "b" if (tmp_path / "metrics.jsonl").exists() else "a"
+        return head * 40 if arguments[0] == "rev-parse" else ""
+
+    monkeypatch.setattr(summary, "_git", git)
+    summary.commit.cache_clear()
+    try:
+        assert run(config_of("strategy=fedavg", "rounds=2"), tmp_path)["commit"] == "a" * 40
+    finally:
+        summary.commit.cache_clear()
 
 
 def test_another_device_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

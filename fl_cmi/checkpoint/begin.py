@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fl_cmi.checkpoint.store import Busy, Damaged, Generation, Store
-from fl_cmi.report.summary import as_told
+from fl_cmi.report.summary import as_told, note_code
 from fl_cmi.types import ConfigError
 
 __all__ = ["begin_or_resume", "differing", "is_begun"]
@@ -121,6 +121,7 @@ def begin_or_resume(
     Raises:
         ConfigError: As `check_settings`, `finished` and `open_store`.
     """
+    note_code()
     check_settings(config)
     resume, config = bool(config["resume"]), {**config, "resume": None}
     if resume and is_finished(run_dir):

@@ -1,5 +1,6 @@
 """What makes runs comparable: the model's digest, the versions, the commit; and JSON all or nothing."""
 
+import functools
 import hashlib
 import json
 import math
@@ -17,7 +18,7 @@ from fl_cmi.files import whole
 from fl_cmi.report.metrics import plain
 from fl_cmi.types import State
 
-__all__ = ["as_told", "commit", "digest", "json_safe", "provenance", "versions", "write_json"]
+__all__ = ["as_told", "commit", "digest", "json_safe", "note_code", "provenance", "versions", "write_json"]
 
 DISTRIBUTIONS = ("fl_cmi", "torch", "torchvision", "flwr", "ray", "hydra-core", "numpy", "torchmetrics")
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -38,8 +39,14 @@ def digest(state: State) -> str:
     return sha.hexdigest()
 
 
+def note_code() -> None:
+    """Read commit and versions now, for later: while a run is at work, others may commit, or install what is newer."""
+    commit(), versions()
+
+
+@functools.cache
 def versions() -> dict[str, str]:
-    """Versions of Python, of this package and of those that its numbers depend on; without missing ones."""
+    """Versions of Python, of this package and of those that its numbers depend on, as when the process began."""
     found = {"python": platform.python_version()}
     for name in DISTRIBUTIONS:
         try:
@@ -49,10 +56,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.cache
 def commit() -> str | None:
     """The git commit of this package's own checkout, with `-dirty` if a tracked file has changed; else None.
 
-    A package installed into an environment inside someone else's work tree is not tracked there: None.
+    Read once in a process, whose modules are those of its start. A package installed into an environment inside someone
+    else's work tree is not tracked there: None.
     """
     if _git("ls-files", "--error-unmatch", "__init__.py") is None:
         return None
@@ -103,7 +112,8 @@ def _git(*arguments: str) -> str | None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     try:
         done = subprocess.run(
-            ["git", "-C", str(PACKAGE), *arguments],
+            # Without the flag, `status` would write the index, in the way of whoever works there.
+            ["git", "--no-optional-locks", "-C", str(PACKAGE), *arguments],
             capture_output=True,
             text=True,
             timeout=20,
