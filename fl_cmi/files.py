@@ -1,16 +1,21 @@
-"""Files that are there as a whole or not at all, their checksums, and safetensors from sources that may be damaged."""
+"""Files that are there as a whole or not at all, locks, checksums, and safetensors that may be damaged."""
 
+import functools
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from safetensors import SafetensorError
 
-__all__ = ["check_header", "settle", "sha256_of", "system_errors", "whole"]
+__all__ = ["check_header", "locked", "settle", "sha256_of", "system_errors", "whole"]
+
+logger = logging.getLogger(__name__)
 
 RUSTS = re.compile(r"\(os error (\d+)\)")
 """How safetensors tells an error of the system."""
@@ -71,6 +76,32 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def locked(file: IO[str], wait: bool = False) -> bool:
+    """Whether this process has the file to itself from now on; also where the file system has no locks, which is told.
+
+    Args:
+        file: Open; closing it gives the lock back.
+        wait: Until others have given it back; else they are the one reason for False.
+    """
+    import fcntl  # not on Windows, where everything else of this module works
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        tell_of_no_locks(str(error.strerror))
+    return True
+
+
+@functools.cache
+def tell_of_no_locks(reason: str) -> None:
+    """Warn, once in a process."""
+    logger.warning(
+        "files cannot be locked here (%s): see to it yourself that no two runs share a folder", reason
+    )
 
 
 def sha256_of(path: Path) -> str:

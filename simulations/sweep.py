@@ -4,7 +4,6 @@ What every benchmark here has in common. A run that is there is not repeated; on
 configuration is replaced. A run that fails stops no other.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from fl_cmi.compose import compose_config
+from fl_cmi.files import locked
 from fl_cmi.report.summary import as_told
 
 __all__ = [
@@ -206,10 +206,8 @@ def launcher(out: Path, threads: int | None) -> Iterator[Launch]:
     """
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BusyError(f"{out}: another sweep, or a run that one left behind, is at work here") from None
+        if not locked(file):
+            raise BusyError(f"{out}: another sweep, or a run that one left behind, is at work here")
         # Runs inherit the lock, so that those of a killed sweep end before the next one begins.
         yield partial(launch, threads=threads, keep=(file.fileno(),))
 

@@ -1,17 +1,20 @@
 """Checkpoints on disk: two generations, each checked; drafts, locks and headers that promise too much."""
 
+import errno
+import fcntl
 import json
 import struct
-import threading
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
 
 import fl_cmi.checkpoint.store as module
 from fl_cmi import files
-from fl_cmi.checkpoint.store import Busy, Damaged, Part, Store, taken
-from fl_cmi.files import sha256_of
+from fl_cmi.checkpoint.store import Busy, Damaged, Part, Store
+from fl_cmi.files import locked, sha256_of
+from fl_cmi.flower.teacher_cache import alone
 
 TREE = {"a": torch.arange(6.0), "n": 3}
 
@@ -68,20 +71,37 @@ def test_nothing_there_is_no_damage(tmp_path: Path) -> None:
     assert Store(tmp_path / "none").load(say_nothing) is None
 
 
-def test_a_lock_that_was_removed_is_not_had(tmp_path: Path) -> None:
+def test_a_lock_that_was_removed_is_not_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that ends removes its folder: who waited for it has a lock on a file that is there."""
     first, second = Store(tmp_path / "checkpoint"), Store(tmp_path / "checkpoint")
     first.lock()
-    end = threading.Timer(0.3, first.remove)
-    end.start()
+    meanwhile = iter([first.remove])
+
+    def late(file: IO[str]) -> bool:
+        next(meanwhile, lambda: None)()
+        return locked(file)
+
+    monkeypatch.setattr(module, "locked", late)
     second.lock()
-    end.join()
-    third = (tmp_path / "checkpoint" / "lock").open("w")
-    assert not taken(third)
-    second.unlock()
-    assert taken(third)
-    third.close()
-    assert not (tmp_path / "none").exists()
+    with (tmp_path / "checkpoint" / "lock").open("w") as third:
+        assert not locked(third)
+        second.unlock()
+        assert locked(third)
+
+
+def test_a_file_system_without_locks_is_told_of_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def none(file: IO[str], operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    files.tell_of_no_locks.cache_clear()
+    monkeypatch.setattr(fcntl, "flock", none)
+    store = filled(tmp_path)
+    assert store.load(say_nothing) is not None
+    store.unlock()
+    with alone(tmp_path / "lock"):
+        assert caplog.text.count("files cannot be locked here (No locks available)") == 1
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fl_cmi.checkpoint.tree import Tree, pack, unpack
-from fl_cmi.files import check_header, settle, sha256_of, system_errors, whole
+from fl_cmi.files import check_header, locked, settle, sha256_of, system_errors, whole
 
 __all__ = ["Busy", "Damaged", "Generation", "Part", "Store", "seal"]
 
@@ -93,7 +94,7 @@ class Store:
                 file = path.open("w")
             except FileNotFoundError:  # the folder has just gone
                 continue
-            if taken(file) and still_there(file, path):
+            if locked(file) and still_there(file, path):
                 self._lock = file
                 return
             file.close()
@@ -105,7 +106,8 @@ class Store:
         """Let others in."""
         if self._lock is not None:
             # A process that was just forked may still have the file: closing it here would not be enough.
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
             self._lock.close()
             self._lock = None
 
@@ -244,15 +246,6 @@ def still_there(file: IO[str], path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
-
-
-def taken(lock: IO[str]) -> bool:
-    """Whether the lock could be had."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def seal(body: Mapping[str, Any]) -> str:

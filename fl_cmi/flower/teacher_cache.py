@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from fl_cmi.compose import Config, bad_clients
 from fl_cmi.data.dataset import Dataset
 from fl_cmi.federated.method import ClientMethod
-from fl_cmi.files import whole
+from fl_cmi.files import locked, whole
 from fl_cmi.flower.client import CONFIG
 from fl_cmi.flower.records import ARRAYS, METRICS, from_record, partition_id, to_record
 from fl_cmi.partition import Partition
@@ -187,10 +187,8 @@ def plain_first(message: Message) -> bool:
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
     """Inside is one process at a time; a process that dies makes room."""
-    import fcntl  # not on Windows, where everything else of this module's importers works
-
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        locked(file, wait=True)
         yield
 
 
