@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import shutil
 import struct
 from pathlib import Path
 from typing import IO
@@ -87,6 +88,23 @@ def test_a_lock_that_was_removed_is_not_had(tmp_path: Path, monkeypatch: pytest.
         assert not locked(third)
         second.unlock()
         assert locked(third)
+
+
+def test_a_folder_goes_before_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 0.0)
+    first, second, remove = Store(tmp_path / "checkpoint"), Store(tmp_path / "checkpoint"), shutil.rmtree
+    first.lock()
+
+    def removing(folder: Path, ignore_errors: bool) -> None:
+        with pytest.raises(Busy):
+            second.lock()
+        remove(folder, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", removing)
+    first.remove()
+    assert list(tmp_path.iterdir()) == []
+    second.lock()
+    second.unlock()
 
 
 def test_a_file_system_without_locks_is_told_of_once(

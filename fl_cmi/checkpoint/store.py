@@ -236,8 +236,9 @@ class Store:
 
     def remove(self) -> None:
         """Remove the folder: the run is over."""
-        self.unlock()
+        # In this order nobody can get a lock on a file that is about to go.
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.unlock()
 
 
 def still_there(file: IO[str], path: Path) -> bool:
