@@ -349,6 +349,22 @@ def test_a_run_at_work_is_left_alone(tmp_path: Path) -> None:
     other.unlock()
 
 
+def test_a_folder_is_taken_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fl_cmi.checkpoint.store.PATIENCE", 0.0)
+    monkeypatch.setattr("fl_cmi.checkpoint.begin.is_begun", lambda run_dir: False)  # both begin at once
+    other = Store(tmp_path / "checkpoint")
+    other.lock()
+    with pytest.raises(
+        ConfigError, match=r"^hydra\.run\.dir=.*: a folder without a run, but another process"
+    ):
+        run(config_of("strategy=fedavg"), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+    other.leave()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_finished_run_has_nothing_to_do(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = config_of("strategy=fedavg")
     first = run(config, tmp_path)

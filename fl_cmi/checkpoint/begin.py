@@ -46,6 +46,13 @@ def is_begun(run_dir: Path) -> bool:
     return (run_dir / FOLDER).is_dir() or is_finished(run_dir)
 
 
+def refuse_begun(run_dir: Path) -> None:
+    """Raise ConfigError where a new run would come over one that was begun."""
+    if is_begun(run_dir):
+        allowed = f"a folder without a run, or resume={run_dir} to go on with the one that is there"
+        raise ConfigError("hydra.run.dir", run_dir, allowed)
+
+
 def is_finished(run_dir: Path) -> bool:
     """Whether a run has left all its results there."""
     begun = (run_dir / FOLDER).is_dir()
@@ -76,26 +83,27 @@ def finished(run_dir: Path, config: Config) -> dict[str, Any]:
 
 
 def open_store(config: Config, run_dir: Path, resume: bool) -> tuple[Store, Generation | None]:
-    """The store of a run, and the checkpoint to go on from, if any.
+    """The store of a run, locked, and the checkpoint to go on from, if any.
 
     Raises:
         ConfigError: For a new run where another one was begun; for one of another configuration, without a whole
             checkpoint, or that is running.
     """
     store = Store(run_dir / FOLDER)
+    key, wanted = "resume", "a run that can go on"
     if not resume:
-        if store.numbers() or is_finished(run_dir):
-            allowed = f"a folder without a run, or resume={run_dir} to go on with the one that is there"
-            raise ConfigError("hydra.run.dir", run_dir, allowed)
-        return store, None
+        refuse_begun(run_dir)
+        key, wanted = "hydra.run.dir", "a folder without a run"
     try:
-        store.lock()  # also where there is no checkpoint yet: the run may be at work on its first one
+        store.lock()  # also where there is no checkpoint yet: a run may be at work on its first one
         found = store.load(lambda line: logger.warning("resume: %s", line))
     except (Damaged, Busy) as error:
-        raise ConfigError("resume", run_dir, f"a run that can go on, but {error}") from None
+        raise ConfigError(key, run_dir, f"{wanted}, but {error}") from None
     if is_finished(run_dir):  # while the lock was waited for
-        store.unlock() if store.numbers() else store.remove()
-        raise ConfigError("resume", run_dir, "a run that can go on, and this one has just ended")
+        store.leave()
+        raise ConfigError(key, run_dir, f"{wanted}, and this one has just ended")
+    if not resume:
+        return store, None
     if found is None:
         logger.warning("resume: there is no checkpoint yet; the run starts from the beginning")
         (run_dir / "metrics.jsonl").unlink(missing_ok=True)
@@ -130,7 +138,7 @@ def begin_or_resume(
     try:
         return carry_on(config, store, start)
     finally:
-        store.unlock()
+        store.leave()
 
 
 def check_same(there: Config, here: Config, run_dir: Path) -> None:

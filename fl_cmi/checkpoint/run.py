@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fl_cmi.checkpoint.state import NotResumableError
-from fl_cmi.checkpoint.store import Busy, Damaged, Generation, Part, Store
+from fl_cmi.checkpoint.store import Damaged, Generation, Part, Store
 from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.checks import pick_device
 from fl_cmi.report.metrics import MetricsLog
@@ -100,9 +100,6 @@ class Checkpoints:
     ) -> bool:
         """Write a checkpoint; whether it was possible.
 
-        Raises:
-            ConfigError: If another process is at work in the folder.
-
         Args:
             trees: New parts; others stay as they are.
             drop: Names of parts that are over.
@@ -132,8 +129,6 @@ class Checkpoints:
             self.works = False
             logger.warning("no checkpoints of this run: %s", error)
             return False
-        except Busy as error:
-            raise ConfigError("hydra.run.dir", self.store.folder.parent, f"another folder: {error}") from None
         except OSError as error:
             logger.warning("no checkpoint was written (%s); the one before stays", error)
             return False

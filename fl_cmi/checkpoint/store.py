@@ -111,6 +111,11 @@ class Store:
             self._lock.close()
             self._lock = None
 
+    def leave(self) -> None:
+        """Let others in; without a checkpoint, nothing is left."""
+        if self._lock is not None:
+            self.unlock() if self.numbers() else self.remove()
+
     def write(self, name: str, tree: Tree) -> Part:
         """A part, for this generation and perhaps later ones.
 
