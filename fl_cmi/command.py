@@ -108,7 +108,7 @@ def refuse_new_keys(overrides: Sequence[str]) -> None:
 
 
 def discard(run_dir: Path) -> None:
-    """Remove what Hydra put into the folder of a run that never began, and the folder if that was all.
+    """Remove what Hydra put into the folder of a run that never began, and folders made for it that are empty then.
 
     Where another run was begun before, all stays: without what Hydra keeps, that run could not go on.
     """
@@ -122,7 +122,7 @@ def discard(run_dir: Path) -> None:
     if not any(run_dir.iterdir()):
         run_dir.rmdir()
         for parent in (run_dir.parent, run_dir.parent.parent):
-            if parent.name and not any(parent.iterdir()):
+            if parent != Path.cwd() and parent.name and not any(parent.iterdir()):
                 parent.rmdir()
 
 

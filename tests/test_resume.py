@@ -25,7 +25,7 @@ from fl_cmi.checkpoint.begin import differing
 from fl_cmi.checkpoint.run import Checkpoints
 from fl_cmi.checkpoint.store import Store
 from fl_cmi.compose import compose_config
-from fl_cmi.flower.local_backend import LocalGrid
+from fl_cmi.flower.local_backend import LocalBackend, LocalGrid
 from fl_cmi.report import summary
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.resume import resumed
@@ -252,6 +252,39 @@ def test_a_command_that_is_repeated_leaves_the_run_resumable(
     assert "hydra.run.dir" in capsys.readouterr().err
     assert rows(folder / "run") == results
     assert call_main(fl_cmi.simulate.main, monkeypatch, "resume=run") == 0
+
+
+def test_resources_that_are_not_there_leave_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def too_few(*given: Any, **more: Any) -> None:
+        raise ConfigError("backend.num_actors", 99, "at most 2")
+
+    begin = [*TINY, "backend=local", "strategy=fedavg", "hydra.run.dir=run"]
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalBackend, "run", too_few)
+        assert call_main(fl_cmi.simulate.main, patch, *begin) == 2
+    assert "backend.num_actors=99: at most 2" in complaint(capsys.readouterr().err)
+    assert list(folder.iterdir()) == []
+    assert call_main(fl_cmi.simulate.main, monkeypatch, *begin) == 0
+
+
+def test_a_late_mistake_leaves_what_can_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    send, rounds = LocalGrid.send_and_receive, []
+
+    def once(self: LocalGrid, messages: Any, **more: Any) -> Any:
+        rounds.append(1)
+        if len(rounds) == 2:
+            raise ConfigError("backend.address", "there", "machines with the same software")
+        return send(self, messages, **more)
+
+    config = config_of("strategy=fedavg", "rounds=2")
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalGrid, "send_and_receive", once)
+        with pytest.raises(ConfigError, match="same software"):
+            run(config, tmp_path)
+    assert run({**config, "resume": str(tmp_path)}, tmp_path)["rounds"] == 2
+    assert [row["round"] for row in rows(tmp_path) if row["event"] == "round"] == [1, 2]
 
 
 def test_a_broken_summary_is_told_of(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from fl_cmi.checkpoint.store import Busy, Damaged, Generation, Store
 from fl_cmi.report.summary import as_told, note_code
 from fl_cmi.types import ConfigError
 
-__all__ = ["begin_or_resume", "differing", "is_begun"]
+__all__ = ["begin_or_resume", "differing", "is_begun", "refuse_begun"]
 
 logger = logging.getLogger(__name__)
 
@@ -137,8 +138,20 @@ def begin_or_resume(
     store, start = open_store(config, run_dir, resume)
     try:
         return carry_on(config, store, start)
+    except ConfigError:
+        if start is None and not store.holds_work:
+            withdraw(store, run_dir)
+        raise
     finally:
         store.leave()
+
+
+def withdraw(store: Store, run_dir: Path) -> None:
+    """Leave nothing of a run that could not begin, so that the command can be given again, mended."""
+    (run_dir / "metrics.jsonl").unlink(missing_ok=True)
+    store.remove()
+    with suppress(OSError):  # what others keep there stays
+        run_dir.rmdir()
 
 
 def check_same(there: Config, here: Config, run_dir: Path) -> None:

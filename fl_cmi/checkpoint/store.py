@@ -80,6 +80,11 @@ class Store:
         self.kept: list[Generation] = []
         self._lock: IO[str] | None = None
 
+    @property
+    def holds_work(self) -> bool:
+        """Whether a checkpoint of this process holds more than that the run has begun."""
+        return any(generation.parts for generation in self.kept)
+
     def lock(self) -> None:
         """Keep other processes out until this one ends or closes the store.
 
