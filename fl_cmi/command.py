@@ -21,13 +21,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from fl_cmi.checkpoint.begin import is_begun
+from fl_cmi.checkpoint.begin import is_begun, refuse_begun
 from fl_cmi.checks import ONLY_DISTILL, ONLY_SIMULATE
 from fl_cmi.compose import Config, compose_config, config_folder, plain_config, readable
 from fl_cmi.interrupt import Terminated, sigterm_unwinds
 from fl_cmi.nodes import as_typed
 from fl_cmi.report.summary import note_code
-from fl_cmi.resume import resumed
+from fl_cmi.resume import folder_to_resume, resumed
 from fl_cmi.types import ConfigError
 
 __all__ = ["carry_out", "command_line"]
@@ -204,13 +204,13 @@ def unreadable(said: str) -> str | None:
 
 def check_arguments(arguments: Sequence[str]) -> None:
     """Leave, or raise ConfigError, for an option or a choice that there is not: Hydra would say it in many lines."""
-    _, unknown = get_args_parser().parse_known_args(list(arguments))
+    options, unknown = get_args_parser().parse_known_args(list(arguments))
     for option in unknown:
         if option.startswith("-"):
             fail(f"{option}: key=value without dashes, -m for several runs, or --help", 2)
     for argument in arguments:
-        if (folder := argument.removeprefix("hydra.run.dir=")) != argument and Path(folder).is_file():
-            raise ConfigError("hydra.run.dir", folder, "a folder, new or of a run")
+        if argument.startswith("hydra.run.dir="):
+            check_folder(argument, new=not options.multirun and folder_to_resume(arguments) is None)
         key, equals, chosen = argument.partition("=")
         group = config_folder() / key.partition("@")[0].lstrip("+")
         if equals and key and group.is_dir():
@@ -218,6 +218,20 @@ def check_arguments(arguments: Sequence[str]) -> None:
             for value in chosen.split(","):
                 if re.fullmatch(r"[\w.-]+", value) and value not in (*choices, "null"):
                     raise ConfigError(key, value, f"one of {', '.join(choices)}")
+
+
+def check_folder(argument: str, new: bool) -> None:
+    """Raise ConfigError for a run's folder that cannot be, before Hydra writes what a run there was called with.
+
+    Args:
+        argument: `hydra.run.dir=...`.
+        new: Whether a run is to begin there.
+    """
+    folder = Path(argument.partition("=")[2].strip("\"'"))
+    if folder.is_file():
+        raise ConfigError("hydra.run.dir", folder, "a folder, new or of a run")
+    if new:
+        refuse_begun(folder)
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -8,7 +8,7 @@ from yaml import YAMLError
 
 from fl_cmi.types import ConfigError
 
-__all__ = ["resumed"]
+__all__ = ["folder_to_resume", "resumed"]
 
 OVERRIDES = Path(".hydra") / "overrides.yaml"
 """Where Hydra keeps what a run was called with."""
@@ -31,12 +31,12 @@ def resumed(arguments: Sequence[str], name: str) -> list[str]:
         ConfigError: For a folder in which no run was begun from a command line, or one of another entry point, or for
             several runs at once.
     """
-    folders = [argument.partition("=")[2] for argument in arguments if argument.startswith("resume=")]
-    if not folders or folders[-1] in ("", "null"):
+    given = folder_to_resume(arguments)
+    if given is None:
         return list(arguments)
-    folder = Path(folders[-1].strip("\"'")).expanduser()
+    folder = Path(given.strip("\"'")).expanduser()
     if {"-m", "--multirun"} & set(arguments):
-        raise ConfigError("resume", folders[-1], "one run, without -m")
+        raise ConfigError("resume", given, "one run, without -m")
     try:
         found = OmegaConf.load(folder / OVERRIDES)
         if not isinstance(found, ListConfig):
@@ -46,16 +46,22 @@ def resumed(arguments: Sequence[str], name: str) -> list[str]:
         program = OmegaConf.select(settings, "hydra.job.config_name", default=name)
     except (OSError, ValueError, TypeError, YAMLError):
         allowed = f"the folder of a run ({OVERRIDES} is not there, or not what Hydra writes)"
-        raise ConfigError("resume", folders[-1], allowed) from None
+        raise ConfigError("resume", given, allowed) from None
     if program != name:
-        raise ConfigError("resume", folders[-1], f"a run of fl_cmi.{name}; this is one of fl_cmi.{program}")
-    given = {key_of(argument) for argument in arguments}
-    before = [override for override in begun if key_of(override) not in given]
+        raise ConfigError("resume", given, f"a run of fl_cmi.{name}; this is one of fl_cmi.{program}")
+    here = {key_of(argument) for argument in arguments}
+    before = [override for override in begun if key_of(override) not in here]
     own = ["hydra.run.dir", "hydra.output_subdir", "resume"]
     rest = [argument for argument in arguments if key_of(argument) not in own]
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     place = [f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null", f"resume='{quoted}'"]
     return [*before, *rest, *place]
+
+
+def folder_to_resume(arguments: Sequence[str]) -> str | None:
+    """The value of `resume=` among a command's arguments; None where a run is to begin anew."""
+    folders = [argument.partition("=")[2] for argument in arguments if argument.startswith("resume=")]
+    return folders[-1] if folders and folders[-1] not in ("", "null") else None
 
 
 def key_of(argument: str) -> str:

@@ -244,6 +244,9 @@ def test_a_command_that_is_repeated_leaves_the_run_resumable(
         with pytest.raises(CutOffError):
             call_main(fl_cmi.simulate.main, patch, *begun)
     assert call_main(fl_cmi.simulate.main, monkeypatch, *begun) == 2
+    kept = {path: path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()}
+    assert call_main(fl_cmi.simulate.main, monkeypatch, *begun, "rounds=3") == 2
+    assert {path: path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()} == kept
     capsys.readouterr()
     assert call_main(fl_cmi.simulate.main, monkeypatch, "resume=run") == 0
     results = rows(folder / "run")
