@@ -6,6 +6,7 @@ from pathlib import Path
 from omegaconf import ListConfig, OmegaConf
 from yaml import YAMLError
 
+from fl_cmi.compose import config_folder
 from fl_cmi.types import ConfigError
 
 __all__ = ["folder_to_resume", "resumed"]
@@ -20,8 +21,8 @@ HYDRA = Path(".hydra") / "hydra.yaml"
 def resumed(arguments: Sequence[str], name: str) -> list[str]:
     """The arguments of a run that goes on: those that it was begun with, then these, and its folder.
 
-    What is given again counts, so that a key that differs is found by comparing configurations. Arguments without
-    `resume=` come back as they are.
+    What is given again counts, so that a key that differs is found by comparing configurations; a group that is chosen
+    anew has other keys, so that those given before are dropped. Arguments without `resume=` come back as they are.
 
     Args:
         arguments: Of the command line.
@@ -50,7 +51,14 @@ def resumed(arguments: Sequence[str], name: str) -> list[str]:
     if program != name:
         raise ConfigError("resume", given, f"a run of fl_cmi.{name}; this is one of fl_cmi.{program}")
     here = {key_of(argument) for argument in arguments}
-    before = [override for override in begun if key_of(override) not in here]
+    anew = tuple(
+        f"{key_of(argument)}." for argument in arguments if argument not in begun and chooses(argument)
+    )
+    before = [
+        override
+        for override in begun
+        if key_of(override) not in here and not key_of(override).startswith(anew)
+    ]
     own = ["hydra.run.dir", "hydra.output_subdir", "resume"]
     rest = [argument for argument in arguments if key_of(argument) not in own]
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
@@ -62,6 +70,11 @@ def folder_to_resume(arguments: Sequence[str]) -> str | None:
     """The value of `resume=` among a command's arguments; None where a run is to begin anew."""
     folders = [argument.partition("=")[2] for argument in arguments if argument.startswith("resume=")]
     return folders[-1] if folders and folders[-1] not in ("", "null") else None
+
+
+def chooses(argument: str) -> bool:
+    """Whether an override chooses a group's file."""
+    return "=" in argument and (config_folder() / key_of(argument)).is_dir()
 
 
 def key_of(argument: str) -> str:

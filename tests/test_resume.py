@@ -450,6 +450,25 @@ def test_arguments_are_those_of_the_run_and_those_given(tmp_path: Path) -> None:
         resumed([f"resume={tmp_path}"], "distill")
 
 
+def test_keys_of_a_group_that_is_chosen_anew_are_dropped(tmp_path: Path) -> None:
+    begun = [
+        "backend.num_actors=2",
+        "+backend.x=1",
+        "compression=low_bit",
+        "compression.w=4",
+        "model.width=4",
+    ]
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("".join(f"- {override}\n" for override in begun))
+    chosen = ["backend=local", "compression=none"]
+    found = resumed([f"resume={tmp_path}", *chosen, "model.width=4"], "simulate")
+    assert found[:-3] == [*chosen, "model.width=4"]
+    assert resumed([f"resume={tmp_path}", "compression=low_bit"], "simulate")[:-3] == [
+        *(override for override in begun if override != "compression=low_bit"),
+        "compression=low_bit",
+    ]
+
+
 @pytest.mark.parametrize("value", ["every=0", "every=1.5", "rounds=-1", "keep=3"])
 def test_settings_are_checked(
     value: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
