@@ -132,6 +132,8 @@ def test_flowers_strategies_run(strategy: str, tmp_path: Path) -> None:
     assert summary["strategy"].lower() == strategy
     assert not (tmp_path / "synthetic.png").exists()
     assert summary["synthetic"] is None
+    log = [row for row in MetricsLog.read(tmp_path / "metrics.jsonl") if row["event"] == "round"]
+    assert log[1]["bytes"] == 2 * log[0]["bytes"]  # the model keeps its types on the way
     if strategy == "fedavg":  # the global model is the clients' average
         assert summary["average"]["accuracy"] == summary["student"]["accuracy_last"]
 

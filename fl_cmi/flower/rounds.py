@@ -21,10 +21,11 @@ from fl_cmi.flower.participation import Participation, Remember
 from fl_cmi.flower.record_tree import recalled, records_of, reply_tree, tree_of
 from fl_cmi.flower.records import from_record, to_record
 from fl_cmi.flower.scores import Scores
+from fl_cmi.flower.sending import in_types_of
 from fl_cmi.flower.strategies import FedCmi
 from fl_cmi.flower.strategy_state import restore_strategy, strategy_state
 from fl_cmi.sides import ServerSide
-from fl_cmi.types import ConfigError
+from fl_cmi.types import ConfigError, State
 
 __all__ = ["FromRound", "Rounds"]
 
@@ -89,14 +90,19 @@ class Rounds:
             kept = {client: records_of(tree) for client, tree in checkpoints.read(CLIENTS).items()}
             grid.restore_client_states(kept)
         if not self.done:
-            return FromRound(self.strategy, 0, ArrayRecord(), self.begin_round)
+            return FromRound(self.strategy, 0, ArrayRecord(), self.begin_round, self.initial)
         about, state = checkpoints.about, checkpoints.read(SERVER)
         restore_strategy(self.strategy, state["strategy"], self.scene)
         self.scores.private = state["scores"]
         view.load_state_dict(about["participation"])
         for name, value in about["outcome"].items():
             setattr(self.outcome, name, value)
-        return FromRound(self.strategy, self.done, to_record(state["arrays"]), self.begin_round)
+        return FromRound(self.strategy, self.done, to_record(state["arrays"]), self.begin_round, self.initial)
+
+    @property
+    def initial(self) -> State:
+        """The global model before the first round."""
+        return self.side.student().state_dict()
 
     @property
     def clients_keep(self) -> bool:
@@ -202,15 +208,20 @@ class Rounds:
 class FromRound(Strategy):
     """A strategy of which the first rounds are over: they are passed over, and the next one begins where they ended.
 
+    What it aggregates gets the model's types back: on NumPy 2, Flower's FedAdam makes float64 of float32.
+
     Args:
         strategy: Does the others.
         done: How many are over.
         arrays: The global model after them.
         begin: Called when the first of the others begins.
+        like: A state of the global model, for its types.
     """
 
-    def __init__(self, strategy: Strategy, done: int, arrays: ArrayRecord, begin: Callable[[], None]) -> None:
-        self.strategy, self.done, self.arrays, self.begin = strategy, done, arrays, begin
+    def __init__(
+        self, strategy: Strategy, done: int, arrays: ArrayRecord, begin: Callable[[], None], like: State
+    ) -> None:
+        self.strategy, self.done, self.arrays, self.begin, self.like = strategy, done, arrays, begin, like
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -228,7 +239,8 @@ class FromRound(Strategy):
         """The global model after the rounds that are over, or the strategy's."""
         if server_round <= self.done:
             return (self.arrays if server_round == self.done else None), None
-        return self.strategy.aggregate_train(server_round, replies)
+        arrays, metrics = self.strategy.aggregate_train(server_round, replies)
+        return (None if arrays is None else in_types_of(arrays, self.like)), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

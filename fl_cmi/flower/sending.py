@@ -9,7 +9,7 @@ from fl_cmi.flower.records import from_record, to_record
 from fl_cmi.sides import ServerSide
 from fl_cmi.types import State
 
-__all__ = ["complete", "parameters_and_rest", "shared_part", "with_records"]
+__all__ = ["complete", "in_types_of", "parameters_and_rest", "shared_part", "with_records"]
 
 
 def with_records(messages: Iterable[Message], records: Mapping[str, State]) -> list[Message]:
@@ -35,6 +35,14 @@ def parameters_and_rest(state: State, model: nn.Module) -> tuple[State, State]:
         {name: value for name, value in state.items() if name in names},
         {name: value for name, value in state.items() if name not in names},
     )
+
+
+def in_types_of(record: ArrayRecord, like: State) -> ArrayRecord:
+    """The model `record` with the types of number that it has in `like`, whose names it has."""
+    same = all(
+        str(like[name].dtype) == f"torch.{array.dtype}" for name, array in record.items() if name in like
+    )
+    return record if same else to_record(from_record(record, like))
 
 
 def complete(new: State, arrays: ArrayRecord) -> ArrayRecord:
