@@ -14,12 +14,13 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fl_cmi.compose import compose_config, dataset, make_partition
+from fl_cmi.compose import Config, compose_config, dataset, make_partition
 from fl_cmi.flower.backend import MakeApp, Serve
 from fl_cmi.flower.client import client_app as default_app
 from fl_cmi.flower.client import handle_query, handle_train
 from fl_cmi.partition import Partition
 from fl_cmi.simulate import run
+from fl_cmi.types import ConfigError
 
 __all__ = ["client_app", "server_app"]
 
@@ -70,6 +71,17 @@ def main(grid: Grid, context: Context) -> None:
     overrides = str(context.run_config["overrides"])
     num_clients = len(list(grid.get_node_ids()))
     config = compose_config([*shlex.split(overrides), f"num_clients={num_clients}"])
+    check(config)
     run_dir = Path("outputs") / "flwr" / time.strftime("%Y-%m-%d_%H-%M-%S")
     run(config, run_dir, f"flwr run . --run-config 'overrides=\"{overrides}\"'", GivenGrid(grid))
     print(run_dir.resolve())
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError for what Flower's engine could not do, and would leave undone without a word."""
+    for key, instead in (
+        ("client_timeout", "Flower's engine waits for its clients"),
+        ("resume", "each run has a folder of its own"),
+    ):
+        if config[key] is not None:
+            raise ConfigError(key, config[key], f"null with flwr run, where {instead}")
