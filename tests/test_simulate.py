@@ -184,6 +184,10 @@ def test_mixed_architectures_have_no_average(tmp_path: Path) -> None:
             "distiller.loss=LayerMatch: .*one teacher",
         ),
         ((SCHEDULE, "distiller=fedftg", "share_label_counts=false"), "because distiller.targets=Owners"),
+        (
+            ("strategy=fedprox", "local.start=own"),
+            "local.start=own: broadcast, because strategy.proximal_mu=0.001",
+        ),
         (("strategy=fedavg", "strategy.fraction_train=0.5"), "strategy.fraction_train=0.5"),
         (("strategy=fedprox", "strategy.fraction_evaluate=1.0"), "strategy.fraction_evaluate=1.0"),
         (("strategy=fedavgm", "strategy.min_available_nodes=6"), "strategy.min_available_nodes=6: at most 5"),

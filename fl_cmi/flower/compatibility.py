@@ -20,6 +20,7 @@ def check_strategy(config: Config, side: ServerSide, strategy: Any) -> None:
     """
     check_sampling(strategy, config["clients_per_round"] or config["num_clients"])
     check_architectures(config, side, strategy)
+    check_pull(config["local"].get("start"), strategy)
 
 
 def strategy_name(config: Config) -> str:
@@ -44,6 +45,15 @@ def check_sampling(strategy: Any, size: int) -> None:
     for name in ("min_train_nodes", "min_available_nodes"):
         if (value := getattr(strategy, name, 1)) > size:
             raise ConfigError(f"strategy.{name}", value, f"at most {size}, the clients of a round{instead}")
+
+
+def check_pull(start: str | None, strategy: Any) -> None:
+    """Raise ConfigError where clients would be pulled to a start of their own instead of the global model."""
+    mu = getattr(strategy, "proximal_mu", 0)
+    if mu > 0 and start in ("own", "scratch"):
+        raise ConfigError(
+            "local.start", start, f"broadcast, because strategy.proximal_mu={mu:g} pulls clients to it"
+        )
 
 
 def check_architectures(config: Config, side: ServerSide, strategy: Any) -> None:
