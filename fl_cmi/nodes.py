@@ -16,6 +16,9 @@ from fl_cmi.types import ConfigError
 
 __all__ = ["as_typed", "check_nodes"]
 
+EXTRAS = {"flwr_datasets": "flwr-datasets"}
+"""Packages that a configuration of ours names, and the extra with which they come."""
+
 NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
 
 
@@ -53,7 +56,9 @@ def resolved(path: str, name: Any) -> Any:
     try:
         target = pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path}._target_", name, f"a class or function of Python ({error})") from None
+        extra = EXTRAS.get(str(name).partition(".")[0]) if isinstance(error, ImportError) else None
+        reason = str(error) if extra is None else f"first pip install 'fl_cmi[{extra}]'"
+        raise ConfigError(f"{path}._target_", name, f"a class or function of Python ({reason})") from None
     if not callable(target):
         raise ConfigError(f"{path}._target_", name, "a class or function")
     return target

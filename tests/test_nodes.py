@@ -1,6 +1,7 @@
 """Every value of a configuration is checked against the parameter it is meant for."""
 
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -46,6 +47,14 @@ def test_a_value_of_the_wrong_kind_is_named(node: Any, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         check_nodes({"a": node})
     assert str(error.value).startswith(message)
+
+
+def test_a_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "flwr_datasets", None)
+    with pytest.raises(
+        ConfigError, match=r"^partition\.partitioner\..* pip install 'fl_cmi\[flwr-datasets\]'"
+    ):
+        check_nodes(compose_config(["partition=flower_dirichlet"]))
 
 
 @pytest.mark.parametrize(
