@@ -125,6 +125,8 @@ def carry_on(
             check_last_step(compressor, side, strategy)
         folder = config.get("teacher_cache")
         cache = None if folder is None else TeacherCache(folder, config, partition, data, side)
+        if cache is not None and start is not None:  # round 1 may be over
+            cache.status = start.about.get("remembered") or cache.status
         backend = build(config["backend"], "backend") if backend is None else backend
         check_room(crew, method, backend)
     checkpoints = Checkpoints(store, config, log, progress, start)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from test_resume import cut_off
 
 import fl_cmi.flower.client
 import fl_cmi.flower.teacher_cache
@@ -100,6 +101,15 @@ def test_a_damaged_file_means_asking_again(tmp_path: Path, asked: list[int]) -> 
         assert again["teacher_cache"] == "stored"
         assert same(first, again)
     assert simulate(tmp_path / "last", *options)["teacher_cache"] == "hit"
+
+
+@pytest.mark.usefixtures("asked")
+def test_a_run_that_goes_on_tells_what_became_of_round_1(tmp_path: Path) -> None:
+    config = compose_config([*PLAIN, "strategy=fedavg", "rounds=3", f"teacher_cache={tmp_path / 'cache'}"])
+    for status in ("stored", "hit"):
+        folder = tmp_path / status
+        assert cut_off(config, folder, commits=2)  # the beginning, and round 1
+        assert run({**config, "resume": str(folder)}, folder)["teacher_cache"] == status
 
 
 def cache_of(folder: Path, *overrides: str) -> TeacherCache:

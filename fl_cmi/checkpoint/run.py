@@ -74,6 +74,10 @@ class Checkpoints:
         """Since the run began, without what a killed process did after its last checkpoint."""
         return time.perf_counter() - self.begin
 
+    def note(self, **about: Any) -> None:
+        """Plain values for all checkpoints to come."""
+        self.about |= about
+
     def go_on(self) -> None:
         """From here on the run does what was not done before."""
         self.pending, self.log.muted = None, False

@@ -133,6 +133,7 @@ class Rounds:
             if self.known is not None:
                 return [recalled(self.known[k], m) for k, m in messages.items() if k in self.known]
             found = ask(list(messages.values())) if remember is None else remember(messages, ask)
+            self.checkpoints.note(remembered=getattr(remember, "status", None))
             clients = {message.metadata.dst_node_id: client for client, message in messages.items()}
             self.replies = {clients[reply.metadata.src_node_id]: reply for reply in found}
             return found
