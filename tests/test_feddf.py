@@ -1,5 +1,6 @@
 """FedDF: the server's own images, early stopping, prototypes by architecture, clients that are left out."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from fl_cmi.flower.local_backend import LocalGrid
 from fl_cmi.flower.participation import Participation
 from fl_cmi.flower.prototypes import Prototypes
 from fl_cmi.flower.records import from_record
+from fl_cmi.flower.scores import Scores
 from fl_cmi.losses import entropy
 from fl_cmi.partition import Partition, hold_out, iid
 from fl_cmi.report.metrics import MetricsLog
@@ -251,6 +253,24 @@ def test_each_architecture_is_averaged_by_its_own_clients(tmp_path: Path) -> Non
     torch.testing.assert_close(found.states[kinds[0]]["classifier.weight"], start + 3.0)  # (1*0 + 3*4) / 4
     assert found.states[kinds[1]] is before
     assert architecture(found.model(kinds[2]).state_dict()) == kinds[2]
+
+
+def test_networks_are_made_for_architectures_not_for_clients(tmp_path: Path) -> None:
+    side = side_of(tmp_path, "teachers=mixed", "num_clients=9")
+    made: list[int] = []
+
+    def build(client: int) -> nn.Module:
+        made.append(client)
+        return side.build(client)
+
+    counted = replace(side, build=build)
+    found, scores = Prototypes(counted), Scores(counted)
+    kinds = [found.of_client(client) for client in range(9)]
+    assert kinds == [architecture(side.build(client).state_dict()) for client in range(9)]
+    assert made == [0, 1, 2, 3]
+    for _ in range(2):
+        scores.remember([Update(client, 1, None, {}) for client in range(9)])
+    assert made[4:] == [0, 1, 2, 3]
 
 
 def test_clients_of_an_architecture_get_the_same_content(tmp_path: Path) -> None:

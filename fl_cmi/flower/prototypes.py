@@ -28,12 +28,14 @@ class Prototypes:
         self.side = side
         self.make: dict[Architecture, Callable[[], nn.Module]] = {}
         self.states: dict[Architecture, State] = {}
+        kinds = []
         for make in makers:
             state = make().state_dict()
-            self.make.setdefault(architecture(state), make)
-            self.states.setdefault(architecture(state), state)
-        self.own = next(iter(self.states))
-        """The student's architecture."""
+            kinds.append(architecture(state))
+            self.make.setdefault(kinds[-1], make)
+            self.states.setdefault(kinds[-1], state)
+        self.own, *self.kinds = kinds
+        """The student's architecture, and the clients' in turn."""
 
     @property
     def mixed(self) -> bool:
@@ -48,7 +50,7 @@ class Prototypes:
 
     def of_client(self, client: int) -> Architecture:
         """The architecture that a client trains."""
-        return architecture(self.side.build(client).state_dict())
+        return self.kinds[client % self.side.num_architectures]
 
     def average(self, updates: Sequence[Update]) -> list[Architecture]:
         """Put the average of each architecture's clients into its place; tells which had any."""

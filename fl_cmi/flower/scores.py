@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 from torch import nn
 
@@ -33,10 +34,15 @@ class Scores:
     own_tests: Sequence[Images] | None = None
     private: dict[int, State] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        sharing, build = self.side.sharing, self.side.build
+        # A network takes long to make, and an architecture says all.
+        self._kept: Callable[[int], frozenset[str]] = cache(lambda number: sharing.kept(build(number)))
+
     def remember(self, updates: Sequence[Update]) -> None:
         """What the round's clients keep, tested or not."""
         for update in updates:
-            kept = self.side.sharing.kept(self.side.build(update.client))
+            kept = self._kept(update.client % self.side.num_architectures)
             self.private[update.client] = {name: update.state[name] for name in kept}
 
     def __call__(self, student: State, updates: Sequence[Update]) -> dict[str, float]:
