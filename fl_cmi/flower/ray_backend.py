@@ -23,7 +23,8 @@ class RayBackend:
         address: None for a Ray of our own on this machine, with the CPUs and GPUs it finds (limits of a
             container count); `auto` or `host:port` for a cluster (docs/cluster.md), which stays up afterwards.
             Its machines may join and be lost on the way.
-        num_actors: Clients at work at once; None for as many as fit.
+        num_actors: Clients at work at once, at most; None for as many as fit. More than fit are refused without an
+            address.
         client_resources: What Ray sets aside for one client: `num_cpus` (1) and `num_gpus` (0).
         retries: How often a client is asked again after its process died.
         timeout: Seconds for all replies of a round; a client that is late is killed and counts as failed.
@@ -61,10 +62,11 @@ class RayBackend:
     ) -> None:
         """As `fl_cmi.flower.backend.Backend`."""
         with flower_log(), ray_session(self.address):
-            num_actors = num_actors_that_fit(self.client_resources, num_clients, self.num_actors)
-            describing = None
-            if self.address is not None:
-                # Machines may join later, and have the room that is not there now.
+            # Machines may join a cluster later, and have the room that is not there now.
+            joining, describing = self.address is not None, None
+            wanted = None if joining else self.num_actors
+            num_actors = num_actors_that_fit(self.client_resources, num_clients, wanted)
+            if joining:
                 num_actors = min(self.num_actors or num_clients, num_clients)
                 # An app that is not the package's has its own data.
                 describing = partial(describe, config_json if make_app is client_app else None)
