@@ -298,7 +298,12 @@ def test_idx_files_are_checked(name: str, content: bytes, fault: str, tmp_path: 
         mnist.load(str(tmp_path))
 
 
-@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(bytes(1000))[:-12]])
+# The header holds the time, and a test's name must be the same in every process.
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no gzip", gzip.compress(bytes(1000))[:-12]],
+    ids=["empty", "no gzip", "cut off"],
+)
 def test_damaged_gzip_is_named(content: bytes, tmp_path: Path) -> None:
     write_idx(tmp_path / "raw", zipped=True)
     path = tmp_path / "raw" / "train-images-idx3-ubyte.gz"
