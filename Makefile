@@ -1,6 +1,9 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+# Processes that share the tests, file by file; WORKERS=0 runs them in one, as a debugger wants it.
+WORKERS ?= 2
+PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 .PHONY: help install demo test test-all check format clean
 help:  ## Show the targets
@@ -22,10 +25,10 @@ demo: $(VENV)/.installed  ## The main job on handwritten digits: 5 clients, one 
 	$(BIN)/python -m fl_cmi.simulate
 
 test: $(VENV)/.installed-dev  ## Quick tests, at most 10 minutes on two cores
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(VENV)/.installed-dev  ## All tests
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 check: $(VENV)/.installed-dev  ## Lint, format and types
 	$(BIN)/ruff check .
