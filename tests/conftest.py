@@ -45,6 +45,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     root.setLevel(level)
 
 
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw nothing, which takes most of the time of a small one; the page is written all the same."""
+    for picture in ("simulate.partition_heatmap", "report.folder.curves", "report.folder.synthetic_grid"):
+        monkeypatch.setattr(f"fl_cmi.{picture}", lambda *_, **__: None)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A simulation with its pool and a last step, for the tests of compression, which leave it as it is."""

@@ -29,6 +29,8 @@ from fl_cmi.sides import ClientSide
 from fl_cmi.simulate import run
 from fl_cmi.types import ConfigError, Images, State, Update
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 CPU = torch.device("cpu")
 ATTACKS = ("label_flip", "random_weights", "scaled", "backdoor", "collusion")
 TINY = (

@@ -21,6 +21,8 @@ from fl_cmi.report.summary import digest
 from fl_cmi.synthesis.terms.one_hot import OneHot
 from fl_cmi.synthesis.terms.term import Look
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 TINY = (
     "data=synthetic",
     "model.width=2",

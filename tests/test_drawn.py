@@ -231,6 +231,7 @@ def test_contrast_is_refused_and_all_else_is_not() -> None:
         Joint(inversion(terms=terms), teachers=2).check(ensemble(FOUR, partial(rule)))
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_run(tmp_path: Path) -> None:
     few = (
         "num_clients=3",

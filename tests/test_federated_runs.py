@@ -12,6 +12,8 @@ from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.simulate import run
 from fl_cmi.types import ConfigError
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 TINY = (
     "data=synthetic",
     "partition.alpha=1.0",

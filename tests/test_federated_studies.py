@@ -26,6 +26,8 @@ from simulations.results import p_value, spread, write_results
 from simulations.study import Study, main, options_of, plan
 from simulations.sweep import BusyError, Cell, carry_out, cores, launcher, sweep
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 SMALL = ("synthesizer.batch_size=4", "synthesizer.inversion.steps=1", "schedule.epochs=1")
 SMALL += ("schedule.batches=1", "schedule.steps=1", "synthesizer.inversion.source.generator.width=4")
 TINY = Study(
@@ -45,19 +47,14 @@ STUDIES = [one_shot.STUDY, client_sweep.STUDY, heterogeneity.STUDY, ablation.STU
 
 
 class Here:
-    """Runs cells in this process, without drawing, and remembers them."""
+    """Runs cells in this process, and remembers them."""
 
     def __init__(self) -> None:
         self.cells: list[str] = []
 
     def __call__(self, cell: Cell, limit: float | None) -> str | None:
         self.cells.append(cell.name)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("fl_cmi.simulate.partition_heatmap", lambda *_: None)
-            patch.setattr("fl_cmi.report.folder.curves", lambda *_, **__: None)
-            patch.setattr("fl_cmi.report.folder.synthetic_grid", lambda *_, **__: None)
-            patch.setattr("fl_cmi.simulate.write_report", lambda *_, **__: None)
-            simulate(cell.config(), cell.folder)
+        simulate(cell.config(), cell.folder)
         return None
 
 

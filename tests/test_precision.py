@@ -148,6 +148,7 @@ def test_a_client_alone_is_as_fast() -> None:
     assert ensemble(COUNTS, precision=fast).only(1).precision is fast
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_fast_run(tmp_path: Path) -> None:
     few = ("num_clients=2", "local.epochs=1", "schedule.epochs=1")
     first, again = (simulate(tmp_path / name, *few, "precision=fast") for name in "ab")

@@ -22,6 +22,8 @@ from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.simulate import run
 from fl_cmi.types import Update
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 TINY = (
     "data=synthetic",
     "partition.alpha=1.0",

@@ -18,7 +18,6 @@ from test_simulate import TINY
 
 import fl_cmi.checkpoint.run as run_module
 import fl_cmi.flower.rounds as rounds_module
-import fl_cmi.report.folder
 import fl_cmi.simulate
 from fl_cmi import files
 from fl_cmi.checkpoint.begin import differing
@@ -31,6 +30,8 @@ from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.resume import resumed
 from fl_cmi.simulate import run
 from fl_cmi.types import ConfigError
+
+pytestmark = pytest.mark.usefixtures("without_pictures")
 
 SCHEDULE = "schedule={epochs:2,batches:1,steps:2,evaluate_every:1}"
 FED_CMI = (SCHEDULE, "rounds=2", "checkpoint.every=1")
@@ -104,19 +105,6 @@ def cut_off(config: dict[str, Any], folder: Path, commits: int) -> bool:
         except CutOffError:
             return True
     return False
-
-
-@pytest.fixture(autouse=True)
-def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take most of the time of such runs."""
-
-    def nothing(*given: Any, **more: Any) -> None:
-        pass
-
-    for name in ("curves", "synthetic_grid"):
-        monkeypatch.setattr(fl_cmi.report.folder, name, nothing)
-    for name in ("partition_heatmap", "write_report"):
-        monkeypatch.setattr(fl_cmi.simulate, name, nothing)
 
 
 QUICK = ("fed_cmi", "scaffold")

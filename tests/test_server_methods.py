@@ -14,7 +14,6 @@ from flwr.app import Message
 from safetensors.torch import load_file
 from test_methods import shrink
 
-import fl_cmi.report.folder
 import fl_cmi.simulate
 from fl_cmi.compose import compose_config, dataset
 from fl_cmi.ensemble import mean_logits
@@ -28,6 +27,8 @@ from fl_cmi.report.progress import Progress
 from fl_cmi.sides import ServerSide
 from fl_cmi.simulate import run
 from fl_cmi.types import ConfigError, Task, Update
+
+pytestmark = pytest.mark.usefixtures("without_pictures")
 
 TINY = (
     "data=synthetic",
@@ -49,17 +50,6 @@ METHODS = {
     "dense as released": ("method=dense", "synthesizer.inversion.terms.bn.hook=empty"),
     "fed_cmi": (),
 }
-
-
-@pytest.fixture(autouse=True)
-def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take longer than the runs themselves."""
-    for module, names in (
-        (fl_cmi.simulate, ("partition_heatmap", "write_report")),
-        (fl_cmi.report.folder, ("curves", "synthetic_grid")),
-    ):
-        for name in names:
-            monkeypatch.setattr(module, name, lambda *_, **__: None)
 
 
 @functools.cache

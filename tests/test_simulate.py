@@ -17,6 +17,8 @@ from fl_cmi.report.summary import digest
 from fl_cmi.simulate import run
 from fl_cmi.types import ConfigError, Images
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 TINY = (
     "data=synthetic",
     "partition.alpha=1.0",
