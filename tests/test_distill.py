@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -195,18 +196,28 @@ MISTAKES = {
 """Overrides, and what the line has to tell."""
 
 
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of which one can be a teacher here."""
+    folder = tmp_path_factory.mktemp("teachers")
+    for name, more in (("fits", []), ("wide", ["teacher.model.width=8"])):
+        config = compose_config([*TINY, *more], "distill")
+        model = make_model(config["teacher"]["model"], task(dataset(config)), 0)
+        save_state(model.state_dict(), folder / f"{name}.safetensors")
+    save_file({"weight": torch.zeros(1)}, folder / "other.safetensors")
+    (folder / "text.safetensors").write_text("no tensors")
+    return folder
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line_and_leaves_nothing(
-    mistake: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    mistake: str,
+    teachers: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config = compose_config([*TINY, "teacher.model.width=8"], "distill")
-    wide = make_model(config["teacher"]["model"], task(dataset(config)), 0)
-    save_state(wide.state_dict(), folder / "wide.safetensors")
-    save_file({"weight": torch.zeros(1)}, folder / "other.safetensors")
-    config = compose_config(TINY, "distill")
-    fits = make_model(config["teacher"]["model"], task(dataset(config)), 0)
-    save_state(fits.state_dict(), folder / "fits.safetensors")
-    (folder / "text.safetensors").write_text("no tensors")
+    shutil.copytree(teachers, folder, dirs_exist_ok=True)
     before = set(folder.iterdir())
     code = call(monkeypatch, *TINY, *mistake.split())
     said = capsys.readouterr()
