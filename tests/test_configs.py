@@ -164,6 +164,12 @@ def test_method(name: str) -> None:
     distiller = build(config["distiller"], "distiller")
     distiller.begin(torch.nn.Linear(2, 2)).set_rate(0.5)
     build(config["schedule"], "schedule").check(build(config["synthesizer"], "synthesizer"), distiller)
+
+
+@pytest.mark.parametrize("name", ["fast_cmi", "dafl"])
+def test_a_preset_takes_another_method(name: str) -> None:
+    """All of it, whichever of the two schedules it has, and nothing else changes."""
+    config = composed("method", name)
     for preset in ("distill_digits", "distill_fashion_mnist", "distill_cifar10_wrn"):
         experiment = compose_config([f"experiment={preset}", f"method={name}"], "distill")
         assert experiment["schedule"] == config["schedule"]
