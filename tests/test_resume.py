@@ -150,11 +150,23 @@ def die(*given: Any) -> Any:
     raise CutOffError
 
 
-def half_a_run(folder: Path, *overrides: str) -> dict[str, Any]:
-    """A run that was cut off with two checkpoints at least; its configuration as it goes on."""
-    config = config_of("strategy=fedavg", "rounds=4", *overrides)
-    assert cut_off(config, folder, 3)
-    return {**config, "resume": str(folder)}
+HALF = ("strategy=fedavg", "rounds=4")
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run as it came to its end, `whole`, and as it was cut off with two checkpoints at least, `cut`."""
+    folder = tmp_path_factory.mktemp("begun")
+    run(config_of(*HALF), folder / "whole")
+    assert cut_off(config_of(*HALF), folder / "cut", 3)
+    return folder
+
+
+@pytest.fixture
+def again(begun: Path, tmp_path: Path) -> dict[str, Any]:
+    """The configuration by which the run that was cut off goes on, in `tmp_path`."""
+    shutil.copytree(begun / "cut", tmp_path, dirs_exist_ok=True)
+    return {**config_of(*HALF), "resume": str(tmp_path)}
 
 
 def damage_newest(folder: Path, how: Callable[[Path], object], pattern: str) -> None:
@@ -177,28 +189,27 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
-    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    name: str, begun: Path, again: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = run(config_of("strategy=fedavg", "rounds=4"), tmp_path / "whole")
-    again = half_a_run(tmp_path / "cut")
-    damage_newest(tmp_path / "cut", *DAMAGES[name])
-    assert run(again, tmp_path / "cut")["digest"] == whole["digest"]
-    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+    damage_newest(tmp_path, *DAMAGES[name])
+    whole = json.loads((begun / "whole" / "summary.json").read_text())
+    assert run(again, tmp_path)["digest"] == whole["digest"]
+    assert rows(tmp_path) == rows(begun / "whole")
     if name != "no manifest":
         assert "is damaged" in caplog.text
         assert "looking for the one before" in caplog.text
 
 
-def test_damage_everywhere_is_refused(tmp_path: Path) -> None:
-    again = half_a_run(tmp_path)
+def test_damage_everywhere_is_refused(again: dict[str, Any], tmp_path: Path) -> None:
     for path in (tmp_path / "checkpoint").glob("*.json"):
         path.write_text("{}")
     with pytest.raises(ConfigError, match="no checkpoint there is whole"):
         run(again, tmp_path)
 
 
-def test_a_changed_configuration_is_refused_and_the_keys_are_named(tmp_path: Path) -> None:
-    again = half_a_run(tmp_path)
+def test_a_changed_configuration_is_refused_and_the_keys_are_named(
+    again: dict[str, Any], tmp_path: Path
+) -> None:
     changed = {**again, "seed": 5, "local": {**again["local"], "epochs": 3}}
     with pytest.raises(ConfigError, match="seed .0 there, 5 here.") as caught:
         run(changed, tmp_path)
@@ -209,16 +220,14 @@ def test_a_changed_configuration_is_refused_and_the_keys_are_named(tmp_path: Pat
     assert (tmp_path / "checkpoint").is_dir()
 
 
-def test_another_log_is_refused(tmp_path: Path) -> None:
-    again = half_a_run(tmp_path)
+def test_another_log_is_refused(again: dict[str, Any], tmp_path: Path) -> None:
     log = tmp_path / "metrics.jsonl"
     log.write_text(log.read_text().replace("partition", "portition"))
     with pytest.raises(ConfigError, match="metrics.jsonl is as it was written"):
         run(again, tmp_path)
 
 
-def test_a_run_is_not_begun_over_another_one(tmp_path: Path) -> None:
-    again = half_a_run(tmp_path)
+def test_a_run_is_not_begun_over_another_one(again: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="or resume="):
         run({**again, "resume": None}, tmp_path)
 
@@ -316,9 +325,8 @@ def test_clients_that_were_asked_again_are_still_told_of(
 
 
 def test_a_run_that_ends_while_it_is_waited_for_keeps_what_it_wrote(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    again: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    again = half_a_run(tmp_path)
     before = (tmp_path / "metrics.jsonl").read_bytes()
     lock = Store.lock
 
@@ -334,8 +342,9 @@ def test_a_run_that_ends_while_it_is_waited_for_keeps_what_it_wrote(
     assert not (tmp_path / "checkpoint").exists()
 
 
-def test_another_commit_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    again = half_a_run(tmp_path)
+def test_another_commit_is_told_of(
+    again: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_module, "commit", lambda: "0123abc")
         run(again, tmp_path)
@@ -355,8 +364,9 @@ def test_a_commit_made_meanwhile_is_not_the_runs(tmp_path: Path, monkeypatch: py
         summary.commit.cache_clear()
 
 
-def test_another_device_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    again = half_a_run(tmp_path)
+def test_another_device_is_told_of(
+    again: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         there = run_module.surroundings({"device": "cpu"}) | {"the device": "NVIDIA H200"}
         patch.setattr(run_module, "surroundings", lambda config: there)
@@ -364,8 +374,7 @@ def test_another_device_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert "resume: the device was cpu and is NVIDIA H200" in caplog.text
 
 
-def test_a_run_at_work_is_left_alone(tmp_path: Path) -> None:
-    again = half_a_run(tmp_path)
+def test_a_run_at_work_is_left_alone(again: dict[str, Any], tmp_path: Path) -> None:
     other = Store(tmp_path / "checkpoint")
     other.lock()
     with pytest.raises(ConfigError, match="another process"):
