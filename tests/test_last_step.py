@@ -15,7 +15,7 @@ from small_compression import POOL, TINY, compress, config_of
 from fl_cmi.checkpoint.begin import differing
 from fl_cmi.compose import build, compose_config
 from fl_cmi.compression.low_bit import LowBit
-from fl_cmi.last_step import calibration_of
+from fl_cmi.last_step import calibration_of, reason
 from fl_cmi.report.table import print_summary
 from fl_cmi.simulate import main as simulate_main
 from fl_cmi.simulate import run as simulate
@@ -52,17 +52,20 @@ def test_the_last_step_is_shown(finished: Path) -> None:
         (ConfigError("calibration", 0, "at least one image"), "at least one image"),
         (ConfigError("model", "X", "another one"), "model=X: another one"),
         (RuntimeError("shapes differ\nand more"), "RuntimeError: shapes differ"),
+        (RuntimeError(), "RuntimeError: no reason given"),
     ],
 )
+def test_a_failure_is_one_line(error: Exception, said: str) -> None:
+    assert reason(error) == said
+
+
 def test_a_last_step_that_fails_costs_nothing_else(
-    error: Exception,
-    said: str,
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    said = "RuntimeError: shapes differ"
+
     def fail(*_: object) -> None:
-        raise error
+        raise RuntimeError("shapes differ\nand more")
 
     monkeypatch.setattr(LowBit, "__call__", fail)
     assert call_main(simulate_main, monkeypatch, *TINY, "compression=w4a8", "hydra.run.dir=run") == 1
