@@ -23,6 +23,7 @@ from fl_cmi.compose import (
     sharing,
     task,
 )
+from fl_cmi.distillation.budget import CLOCKS
 from fl_cmi.distillation.distiller import Distiller
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.federated.buffers import BufferPolicy
@@ -182,20 +183,31 @@ def test_a_preset_takes_another_method(name: str) -> None:
     )
 
 
+def server_of(config: dict[str, Any], folder: Path) -> Any:
+    """The strategy, completed with what no YAML holds."""
+    made, data = build(config["strategy"], "strategy"), dataset(config)
+    if callable(made):
+        log = MetricsLog(folder / "metrics.jsonl")
+        made = made(side=server_side(config, data, Progress(quiet=True), log, make_partition(config, data)))
+    return made
+
+
 @pytest.mark.parametrize("name", names("strategy"))
 def test_strategy(name: str, tmp_path: Path) -> None:
     config = composed("strategy", name, *NEEDS.get(name, ()))
-    data = dataset(config)
-    made = build(config["strategy"], "strategy")
-    if callable(made):
-        log = MetricsLog(tmp_path / "metrics.jsonl")
-        side = server_side(config, data, Progress(quiet=True), log, make_partition(config, data))
-        made = made(side=side)
+    made = server_of(config, tmp_path)
     assert isinstance(sharing(config).method, ClientMethod)
     # Who takes part is `Participation`'s to say, so the strategy has to take everyone it sees.
     assert made.fraction_train == 1.0
     assert made.fraction_evaluate == 0.0
     assert made.min_train_nodes == made.min_available_nodes == 1
+
+
+@pytest.mark.parametrize("clock", CLOCKS)
+@pytest.mark.parametrize("name", ["fed_cmi", "feddf"])
+def test_a_budget_goes_by_the_clock_that_was_named(name: str, clock: str, tmp_path: Path) -> None:
+    config = composed("strategy", name, *NEEDS.get(name, ()), f"budget_clock={clock}")
+    assert server_of(config, tmp_path).clock is CLOCKS[clock]
 
 
 @pytest.mark.parametrize("name", names("buffers"))

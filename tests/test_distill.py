@@ -13,9 +13,11 @@ from calling import call_main, complaint
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import fl_cmi.distill
 import fl_cmi.simulate
 from fl_cmi.compose import compose_config, dataset, make_model, task
 from fl_cmi.distill import main, run
+from fl_cmi.distillation.budget import CLOCKS, Clock
 from fl_cmi.report.folder import save_state
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.summary import digest
@@ -147,6 +149,22 @@ def test_a_budget_ends_the_round(tmp_path: Path) -> None:
     summary = distill(tmp_path, "budget_s=1e-9", "schedule.epochs=1000000")
     assert summary["images"] == 8
     assert summary["student"]["epoch_best"] == 1
+
+
+@pytest.mark.parametrize("name", CLOCKS)
+def test_a_budget_goes_by_the_clock_that_was_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clocks: list[Clock] = []
+
+    def enough(*_: object, clock: Clock, **__: object) -> None:
+        clocks.append(clock)
+        raise FloatingPointError("enough")
+
+    monkeypatch.setattr(fl_cmi.distill, "transfer", enough)
+    with pytest.raises(FloatingPointError):
+        distill(tmp_path, f"budget_clock={name}")
+    assert clocks == [CLOCKS[name]]
 
 
 def test_the_last_line_is_the_run_folder(
