@@ -125,6 +125,28 @@ def test_multirun_may_follow_the_overrides(
     assert complaint(capsys.readouterr().err) == "fl_cmi: enough"
 
 
+def test_a_multirun_does_one_run_after_the_other(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: dict[int, Path] = {}
+
+    def run(config: dict[str, int], run_dir: Path, _: str) -> dict[str, dict[str, float]]:
+        seen[config["seed"]] = run_dir
+        return {"student": {"accuracy_last": 0.5}}
+
+    monkeypatch.setattr("fl_cmi.distill.run", run)
+    monkeypatch.setattr("fl_cmi.distill.print_distillation", lambda *_: None)
+    assert call_main(fl_cmi.distill.main, monkeypatch, "data=synthetic", "-m", "seed=3,4") == 0
+    assert list(seen) == [3, 4]
+    (day,) = (folder / "multirun").iterdir()
+    (hour,) = day.iterdir()
+    assert {path for path in hour.iterdir() if path.is_dir()} == set(seen.values())
+    assert len(set(seen.values())) == 2
+    assert [line for line in capsys.readouterr().out.splitlines() if line in map(str, seen.values())] == [
+        str(path) for path in seen.values()
+    ]
+
+
 def error_of(check: Callable[[], object]) -> ConfigError:
     with pytest.raises(ConfigError) as error:
         check()
