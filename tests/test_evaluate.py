@@ -32,8 +32,8 @@ def test_the_mode_is_put_back_after_an_error() -> None:
     model = network().train()
     wrong = Images(torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64), 4)
     with pytest.raises(RuntimeError):
-        predict(model.convs[0], wrong, CPU)
-    assert model.training
+        predict(model, wrong, CPU)
+    assert all(module.training for module in model.modules())
 
 
 def test_any_function_of_images_can_be_tested() -> None:
