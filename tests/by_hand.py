@@ -18,6 +18,19 @@ NUM_CLIENTS = 4
 PARTITION = Partition("by hand", {}, tuple(np.arange(3 * k, 3 * k + 3) for k in range(NUM_CLIENTS)))
 
 
+class Clock:
+    """Stands in for the module `time`: seconds pass when somebody sleeps, and only then."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
 def train_messages(
     nodes: Iterable[int],
     state: State | None = None,

@@ -11,7 +11,7 @@ import fake_side
 import numpy as np
 import pytest
 import torch
-from by_hand import NUM_CLIENTS, PARTITION, ask, reasons, train_messages
+from by_hand import NUM_CLIENTS, PARTITION, Clock, ask, reasons, train_messages
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
@@ -237,9 +237,12 @@ def test_local_client_cannot_change_the_servers_message() -> None:
     assert len(message.content.array_records["arrays"]) > 0
 
 
-def test_local_late_clients_fail() -> None:
-    (replies,) = ask(LocalBackend(timeout=0.2), faults={"hang": [1], "seconds": 0.3})
-    late = "no reply within 0.2 s"
+def test_local_late_clients_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr("fl_cmi.flower.grid.time", clock)
+    monkeypatch.setattr(fake_side, "time", clock)
+    (replies,) = ask(LocalBackend(timeout=2.0), faults={"hang": [1], "seconds": 3})
+    late = "no reply within 2 s"
     assert reasons(replies) == ["", late, f"{late} (never started)", f"{late} (never started)"]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import fake_side
 import pytest
-from by_hand import NUM_CLIENTS, PARTITION, rounds_of, train_messages
+from by_hand import NUM_CLIENTS, PARTITION, Clock, rounds_of, train_messages
 from flwr.app import Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
@@ -154,12 +154,13 @@ def test_all_clients_failing_ends_the_run_in_any_case() -> None:
         play(view, 1, {"raise": [0, 1]})
 
 
-def test_participation_refuses_what_cannot_be() -> None:
+def test_participation_refuses_what_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
     grid = LocalGrid(fake_side.app("{}", PARTITION), NUM_CLIENTS)
     for size in (0, 5):
         with pytest.raises(ConfigError, match=f"^clients_per_round={size}: an integer from 1 to"):
             Participation(grid, num_clients=NUM_CLIENTS, clients_per_round=size, seed=0)
     with pytest.raises(ConfigError, match=r"^num_clients=3: the number of nodes, which is 4"):
         Participation(grid, num_clients=3, seed=0)
-    with pytest.raises(RuntimeError, match=r"4 of 5 clients are there after 0.3 s"):
-        Participation(ForeignGrid(NUM_CLIENTS, 0), num_clients=5, seed=0, start_timeout=0.3)
+    monkeypatch.setattr("fl_cmi.flower.participation.time", Clock())
+    with pytest.raises(RuntimeError, match=r"4 of 5 clients are there after 30 s"):
+        Participation(ForeignGrid(NUM_CLIENTS, 0), num_clients=5, seed=0, start_timeout=30.0)
