@@ -2,7 +2,8 @@
 
 A message's setting `faults`, as JSON, says who misbehaves:
 `{"raise": [1], "die": [2], "die_once": {"2": "<marker file>"}, "hang": [0], "seconds": 60, "memory": [3]}`.
-Who dies is killed with SIGKILL.
+Who dies is killed with SIGKILL. With `{"machines": "<folder>"}` each machine of a Ray that has a client touches a file
+there, by the name of its id.
 """
 
 import json
@@ -11,6 +12,7 @@ import signal
 import time
 from pathlib import Path
 
+import ray
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -92,6 +94,8 @@ def app(config_json: str, partition: Partition) -> ClientApp:
             raise ZeroDivisionError("as told")
         if client in faults.get("memory", []):
             raise MemoryError("as told")
+        if "machines" in faults:
+            (Path(faults["machines"]) / ray.get_runtime_context().get_node_id()).touch()
         if client in faults.get("hang", []):
             time.sleep(faults.get("seconds", 60))
         if client in faults.get("die", []):

@@ -1,6 +1,7 @@
 """A machine of a Ray cluster that is lost in the middle of a round."""
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from fl_cmi.flower.ray_session import remove_session
 
 
 @pytest.mark.slow
-def test_a_machine_that_is_lost_costs_nothing_but_time() -> None:
+def test_a_machine_that_is_lost_costs_nothing_but_time(tmp_path: Path) -> None:
     """The second raylet on this machine is killed, with its process, while a client is at work there."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     rounds: list[list[Any]] = []
@@ -25,11 +26,22 @@ def test_a_machine_that_is_lost_costs_nothing_but_time() -> None:
 
     def serve(grid: Grid) -> None:
         view = Participation(grid, num_clients=NUM_CLIENTS, seed=0)
-        # Long enough for both machines to be up, and each to have clients.
-        rounds.extend(rounds_of(view, faults={"hang": [0, 1, 2, 3], "seconds": 2}))
-        loss = threading.Timer(1, cluster.remove_node, [second], {"allow_graceful": False})
+        before, during = tmp_path / "before" / second.node_id, tmp_path / "during" / second.node_id
+        before.parent.mkdir(), during.parent.mkdir()
+        busy: dict[str, Any] = {"hang": [0, 1, 2, 3], "seconds": 2}
+        end = time.monotonic() + 120
+        while not before.exists():  # until both machines are up, and each has clients
+            assert time.monotonic() < end
+            rounds.extend(rounds_of(view, faults={**busy, "machines": str(before.parent)}))
+
+        def lose() -> None:
+            while not during.exists() and time.monotonic() < end:
+                time.sleep(0.05)
+            cluster.remove_node(second, allow_graceful=False)
+
+        loss = threading.Thread(target=lose)
         loss.start()
-        rounds.extend(rounds_of(view, faults={"hang": [0, 1, 2, 3], "seconds": 4}))
+        rounds.extend(rounds_of(view, faults={**busy, "seconds": 4, "machines": str(during.parent)}))
         loss.join()
         lost.extend(failure.message for failure in view.failures)
 
