@@ -49,20 +49,22 @@ class Faulty(LocalTraining):
 
 
 class Paced(LocalTraining):
-    """Plain training that takes a while, and tells which machine does it.
+    """Plain training that tells which machine does it, and waits at a gate with a machine's second client.
 
     Args:
         folder: Gets a file for each beginning, named by the machine's address.
-        seconds: To wait before each.
+        gate: A file; once it is there, nobody waits.
         training: Arguments of plain training.
     """
 
-    def __init__(self, folder: str, seconds: float, **training: Any) -> None:
+    def __init__(self, folder: str, gate: str, **training: Any) -> None:
         super().__init__(**training)
-        self.folder, self.seconds = Path(folder), seconds
+        self.folder, self.gate = Path(folder), Path(gate)
 
     def __call__(self, model: nn.Module, images: Images, *rest: Any, **more: Any) -> dict[str, float]:
         if ray.is_initialized():
-            (self.folder / f"{ray.util.get_node_ip_address()}-{uuid.uuid4().hex}").touch()
-            time.sleep(self.seconds)
+            own = ray.util.get_node_ip_address()
+            (self.folder / f"{own}-{uuid.uuid4().hex}").touch()
+            while len(list(self.folder.glob(f"{own}-*"))) > 1 and not self.gate.exists():
+                time.sleep(0.05)
         return super().__call__(model, images, *rest, **more)
