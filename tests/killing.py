@@ -6,15 +6,43 @@ import subprocess
 import sys
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
 
+def marked(mark: str) -> dict[int, str]:
+    """Ids and names of the processes that have inherited a mark, also through others that are gone."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            ours = mark.encode() in (process / "environ").read_bytes()
+            name, state = (process / "stat").read_text().split("(", 1)[1].rsplit(")", 1)
+        except OSError:  # it has ended by now
+            continue
+        if ours and state.split()[0] != "Z":
+            found[int(process.name)] = name
+    return found
+
+
+def kill_marked(mark: str) -> None:
+    """End all of them, as a power cut would."""
+    end = time.monotonic() + 10
+    while (left := marked(mark)) and time.monotonic() < end:
+        for process in left:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        time.sleep(0.1)
+    assert not left
+
+
 @dataclass
 class Command:
     """A run of `fl_cmi.simulate` with a folder for temporary files of its own.
+
+    In a `with` block, no process of it outlives the block.
 
     Args:
         folder: Where it works.
@@ -54,6 +82,14 @@ class Command:
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
+    def __enter__(self) -> "Command":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Whatever has become of the test, nothing that it started goes on."""
+        kill_marked(self.mark)
+        self.process.communicate()
+
     def wait_for(self, path: Path, seconds: float = 120) -> None:
         """Wait until a file is there."""
         end = time.monotonic() + seconds
@@ -79,22 +115,10 @@ class Command:
     def left(self, seconds: float = 10) -> list[str]:
         """Processes, temporary files and Ray folders that are still there after a moment."""
         end = time.monotonic() + seconds
-        while (found := self._processes()) and time.monotonic() < end:
+        while (left := marked(self.mark)) and time.monotonic() < end:
             time.sleep(0.2)
+        found = [f"{process} {name}" for process, name in left.items()]
         # Torch's cache of compiled code belongs to the user, not to a run.
         found += [str(path) for path in self.temporary.iterdir() if not path.name.startswith("torchinductor")]
         found += [str(path) for path in Path("/tmp/ray").glob(f"session_*_{self.process.pid}")]
         return found + [str(path) for path in self.run_dir.rglob(".*.*") if path.is_file()]
-
-    def _processes(self) -> list[str]:
-        """Those that have inherited this command's mark, also through others that are gone."""
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                marked = self.mark.encode() in (process / "environ").read_bytes()
-                name, state = (process / "stat").read_text().split("(", 1)[1].rsplit(")", 1)
-            except OSError:  # it has ended by now
-                continue
-            if marked and state.split()[0] != "Z":
-                found.append(f"{process.name} {name}")
-        return found

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import fake_side
 import pytest
 from by_hand import NUM_CLIENTS, PARTITION, ask, comparable, reasons, rounds_of
 from flwr.serverapp import Grid
+from killing import kill_marked
 
 from fl_cmi.flower.failure import cause_of_death, kind_of_error
 from fl_cmi.flower.grid import PartitionGrid
@@ -171,13 +173,19 @@ def test_refuses_options_that_cannot_be(key: str, options: dict[str, Any]) -> No
 def test_a_process_without_a_parent_outlives_its_ray(tmp_path: Path) -> None:
     told = tmp_path / "told"
     program = Path(__file__).parent / "orphan.py"
+    mark = uuid.uuid4().hex
     # The shell ends at once.
     subprocess.run(
-        ["sh", "-c", f"'{sys.executable}' '{program}' '{told}' >'{tmp_path}/said' 2>&1 &"], check=True
+        ["sh", "-c", f"'{sys.executable}' '{program}' '{told}' >'{tmp_path}/said' 2>&1 &"],
+        env={**os.environ, "FL_CMI_MARK": mark},
+        check=True,
     )
     end = time.monotonic() + 120
-    while time.monotonic() < end and not (told.exists() and "went on" in told.read_text()):
-        time.sleep(0.2)
-        if told.exists() and told.read_text().splitlines()[:1] not in ([], ["parent 1"]):
-            pytest.skip("the parent of orphans is another process here")
+    try:
+        while time.monotonic() < end and not (told.exists() and "went on" in told.read_text()):
+            time.sleep(0.2)
+            if told.exists() and told.read_text().splitlines()[:1] not in ([], ["parent 1"]):
+                pytest.skip("the parent of orphans is another process here")
+    finally:
+        kill_marked(mark)
     assert told.read_text() == "parent 1\nwent on\n", (tmp_path / "said").read_text()

@@ -151,26 +151,28 @@ def test_the_gain_is_measured(ray_running: None) -> None:
 @pytest.mark.parametrize("backend", ["ray", "local"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_stopped_leaves_nothing(backend: str, number: signal.Signals, tmp_path: Path) -> None:
-    run = command(tmp_path, f"backend={backend}", "+synthesizer.slow={1:600}")
-    run.wait_for(tmp_path / "slow")
-    code, said = run.end_by(number)
-    assert code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number], said
-    assert said.strip().splitlines()[-1] in ("fl_cmi: interrupted", "fl_cmi: terminated")
-    assert run.left() == []
+    with command(tmp_path, f"backend={backend}", "+synthesizer.slow={1:600}") as run:
+        run.wait_for(tmp_path / "slow")
+        code, said = run.end_by(number)
+        assert code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number], said
+        assert said.strip().splitlines()[-1] in ("fl_cmi: interrupted", "fl_cmi: terminated")
+        assert run.left() == []
 
 
 def test_a_run_with_a_killed_worker_ends_well_and_leaves_nothing(tmp_path: Path) -> None:
-    run = command(tmp_path, "backend=ray", "+synthesizer.killed=[1]")
-    code, said = run.end()
-    assert code == 0, said
-    assert run.left() == []
+    with command(tmp_path, "backend=ray", "+synthesizer.killed=[1]") as run:
+        code, said = run.end()
+        assert code == 0, said
+        assert run.left() == []
     summary = json.loads((run.run_dir / "summary.json").read_text(encoding="utf-8"))
     assert summary["workers"]["replaced"] == 1
-    again = command(tmp_path, "backend=local", "+synthesizer.killed=[0,1,2]", "+synthesizer.again=true")
-    code, said = again.end()
-    assert code == 1, said
-    assert said.strip().splitlines()[-1].endswith("its process died at batch 0 (killed), for the 3. time")
-    assert again.left() == []
+    with command(
+        tmp_path, "backend=local", "+synthesizer.killed=[0,1,2]", "+synthesizer.again=true"
+    ) as again:
+        code, said = again.end()
+        assert code == 1, said
+        assert said.strip().splitlines()[-1].endswith("its process died at batch 0 (killed), for the 3. time")
+        assert again.left() == []
 
 
 def command(folder: Path, *overrides: str) -> Command:

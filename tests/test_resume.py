@@ -497,14 +497,18 @@ def test_a_process_that_is_killed_goes_on(tmp_path: Path) -> None:
         )
 
     process, store = start(*begun), Store(tmp_path / "cut" / "checkpoint")
-    for at_least in (5, 12):
-        while max(store.numbers(), default=0) < at_least:
-            assert process.poll() is None
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGKILL)
+    try:
+        for at_least in (5, 12):
+            while max(store.numbers(), default=0) < at_least:
+                assert process.poll() is None
+                time.sleep(0.05)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            process = start("resume=cut")
+        assert process.wait(timeout=300) == 0
+    finally:
+        process.kill()  # whom a failure left; it works alone, without Ray
         process.wait()
-        process = start("resume=cut")
-    assert process.wait(timeout=300) == 0
     assert json.loads((tmp_path / "cut" / "summary.json").read_text())["digest"] == whole["digest"]
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
 

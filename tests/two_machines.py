@@ -6,33 +6,18 @@ the processes' own ids: `ray stop` would end every Ray of the host.
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from killing import ROOT, kill_marked
+
 RAY = str(Path(sys.executable).with_name("ray"))
-
-
-def marked(mark: str) -> list[int]:
-    """Ids of the processes that have inherited a mark, also through others that are gone."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            ours = mark.encode() in (process / "environ").read_bytes()
-            state = (process / "stat").read_text().rsplit(")", 1)[1].split()[0]
-        except OSError:  # it has ended by now
-            continue
-        if ours and state != "Z":
-            found.append(int(process.name))
-    return found
 
 
 @dataclass
@@ -69,15 +54,7 @@ class Machine:
 
     def lose(self) -> None:
         """Kill all of its processes, as a power cut would."""
-        end = time.monotonic() + 10
-        while (left := marked(self.mark)) and time.monotonic() < end:
-            for process in left:
-                try:
-                    os.kill(process, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-            time.sleep(0.1)
-        assert not left
+        kill_marked(self.mark)
 
 
 def ip(*arguments: str) -> bool:
