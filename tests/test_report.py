@@ -3,7 +3,10 @@
 import contextlib
 import json
 import logging
+import os
 import re
+import shutil
+import subprocess
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -134,14 +137,41 @@ def test_digest_is_sha256_over_the_stated_bytes() -> None:
     assert len(summary.digest({"w": torch.ones(2, dtype=torch.bfloat16), "b": torch.tensor(True)})) == 64
 
 
-def test_versions_and_commit_are_sound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_versions_are_sound() -> None:
     assert summary.versions()["torch"] == torch.__version__.split("+")[0]
     assert {"python", "numpy"} <= set(summary.versions())
-    found = summary.commit()
-    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", found or "0" * 40)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_a_commit_is_that_of_the_packages_own_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Which git sets for hooks, and which would point to the repository that is committed to.
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(summary, "PACKAGE", tmp_path)
+    commit = summary.commit.__wrapped__  # a process asks once
+    file = tmp_path / "__init__.py"
+
+    def git(*arguments: str) -> str:
+        author = ["-c", "user.name=A", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+        command = ["git", "-C", str(tmp_path), *author, *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "--quiet")
+    file.write_text("one = 1\n")
+    git("commit", "--quiet", "--allow-empty", "--message", "nothing of the package")
+    assert commit() is None
+    git("add", file.name)
+    git("commit", "--quiet", "--message", "the package")
+    head = git("rev-parse", "HEAD")
+    assert re.fullmatch("[0-9a-f]{40}", head)
+    (tmp_path / "untracked").touch()
+    assert commit() == head
+    file.write_text("two = 2\n")
+    assert commit() == f"{head}-dirty"
     monkeypatch.setenv("PATH", "")
-    assert summary.commit() == found  # of the code that runs, whatever is committed meanwhile
-    assert summary.commit.__wrapped__() is None
+    assert commit() is None
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
