@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from matplotlib.collections import FillBetweenPolyCollection
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from scipy.stats import ttest_rel
 
@@ -498,7 +498,7 @@ def test_a_line_of_many_points_has_a_band_instead_of_bars(rounds: int, bands: in
     axes = Figure().add_subplot()
     series(axes, rows, "round", "ours", 0, points=False)
     assert list(axes.lines[0].get_ydata()) == pytest.approx([n / 100 + 0.05 for n in range(1, rounds + 1)])
-    found = [area for area in axes.collections if isinstance(area, FillBetweenPolyCollection)]
+    found = [area for area in axes.collections if isinstance(area, PolyCollection)]
     assert len(found) == bands
     assert len(axes.containers) == 1 - bands
     for area in found:  # the mean and the deviation of two numbers that lie .1 apart
