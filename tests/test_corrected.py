@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import reference_federated as reference
 import torch
-from small_federation import CLASSES, CPU, PARTITION, SIZES, Federation, made_up
+from small_federation import CLASSES, CPU, PARTITION, SIZES, Classifier, Federation, made_up
 from torch import Tensor, nn
 
 from fl_cmi.federated.fednova import NORMALIZER, CountedSteps
@@ -209,6 +209,26 @@ def test_fednovas_server_momentum_is_a_velocity() -> None:
     step = in_a_row(plain.states[2]) - in_a_row(plain.states[1])
     wanted = first[1] + step + 0.5 * (first[1] - first[0])
     torch.testing.assert_close(in_a_row(heavy.states[2]), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [ControlVariates(), CountedSteps()])
+def test_buffers_are_averaged_by_examples(method: Any) -> None:
+    """Neither the server's rate nor its momentum has a say in them."""
+    normed = partial(Classifier, norm=True)
+    federation = Federation(Sharing(method), local(), normed, clients_per_round=3)
+    side = federation.server
+    scaffold = isinstance(method, ControlVariates)
+    strategy = Scaffold(method, side, 4, 0.7) if scaffold else FedNova(method, side, server_momentum=0.5)
+    played = federation.play(strategy, 3)
+    buffers = [name for name, _ in normed().named_buffers()]
+    assert len(buffers) == 3
+    for after, updates in zip(played.states[1:], played.updates, strict=True):
+        total = sum(update.num_examples for update in updates)
+        for name in buffers:
+            mean = sum(update.state[name].double() * update.num_examples for update in updates) / total
+            torch.testing.assert_close(after[name].double(), mean, rtol=1e-6, atol=1e-6)
+        plain = sum(update.state["norm.running_mean"] for update in updates) / len(updates)
+        assert not torch.allclose(after["norm.running_mean"], plain, atol=1e-4)
 
 
 def test_what_is_sent_is_counted() -> None:
