@@ -5,17 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 import fl_cmi.flower.client
 import fl_cmi.simulate
-from fl_cmi.compose import compose_config
+from fl_cmi.compose import build, compose_config, dataset, server_side
 from fl_cmi.distillation.learnt_weights import LearntWeights
 from fl_cmi.flower.failure import ClientFailure
 from fl_cmi.report.metrics import MetricsLog
+from fl_cmi.report.progress import Progress
 from fl_cmi.report.summary import digest
 from fl_cmi.simulate import run
-from fl_cmi.types import ConfigError, Images
+from fl_cmi.types import ConfigError, Images, Update
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
@@ -218,6 +221,34 @@ def test_where_a_rounds_student_begins_and_whether_images_last(tmp_path: Path) -
     assert len(digests) == 4
     assert sizes["previous", "true"] == [16, 32, 48, 64]
     assert sizes["previous", "false"] == [16, 32, 16, 32]
+
+
+def test_a_prototype_is_the_average_of_the_clients_that_train_the_students_architecture(
+    tmp_path: Path,
+) -> None:
+    given = ("teachers=mixed", "local.start=scratch", "num_clients=6", "strategy.student_start=prototype")
+    config = compose_config([*TINY, *given, "model.width=16"])  # that of clients 0 and 4
+    side = server_side(config, dataset(config), Progress(quiet=True), MetricsLog(tmp_path / "log"))
+    strategy = build(config["strategy"], "strategy")(side=side)
+    updates = [Update(k, k + 1, None, shifted(side.build(k), float(k))) for k in range(6)]
+
+    def begun(updates: list[Update]) -> dict[str, Any]:
+        return dict(strategy.start_student(updates).state_dict())
+
+    mean = {name: (value + 5 * updates[4].state[name]) / 6 for name, value in updates[0].state.items()}
+    torch.testing.assert_close(begun(updates), mean, check_dtype=False)
+    # Without any, the student is the initial one, or the one of the round before.
+    torch.testing.assert_close(begun(updates[1:4]), dict(side.student().state_dict()), rtol=0, atol=0)
+    strategy.previous = updates[0].state
+    torch.testing.assert_close(begun(updates[1:4]), updates[0].state, rtol=0, atol=0)
+    torch.testing.assert_close(begun(updates), mean, check_dtype=False)
+
+
+def shifted(model: nn.Module, by: float) -> dict[str, Tensor]:
+    """The state of a model, with floating-point numbers that no other one has."""
+    return {
+        name: value + by if value.is_floating_point() else value for name, value in model.state_dict().items()
+    }
 
 
 def test_a_budget_ends_every_round(tmp_path: Path) -> None:
