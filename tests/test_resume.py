@@ -169,6 +169,21 @@ def again(begun: Path, tmp_path: Path) -> dict[str, Any]:
     return {**config_of(*HALF), "resume": str(tmp_path)}
 
 
+@pytest.mark.parametrize(("rounds", "kept"), [("1", [1, 2, 3]), ("2", [2]), ("null", [])])
+def test_a_checkpoint_is_of_every_so_many_rounds(
+    rounds: str, kept: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, found = Checkpoints.commit, []
+
+    def seen(self: Checkpoints, *given: Any, **about: Any) -> bool:
+        found.append(about.get("round", 0))
+        return commit(self, *given, **about)
+
+    monkeypatch.setattr(Checkpoints, "commit", seen)
+    run(config_of("strategy=fedavg", "rounds=4", f"checkpoint.rounds={rounds}"), tmp_path)
+    assert found == [0, *kept], "the beginning of the run, and rounds that are not the last"
+
+
 def damage_newest(folder: Path, how: Callable[[Path], object], pattern: str) -> None:
     newest = max((folder / "checkpoint").glob(pattern), key=lambda path: path.stat().st_mtime_ns)
     how(newest)
