@@ -70,6 +70,7 @@ def test_going_on_from_the_older_one_never_reuses_a_number(tmp_path: Path) -> No
 
 def test_nothing_there_is_no_damage(tmp_path: Path) -> None:
     assert Store(tmp_path / "none").load(say_nothing) is None
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_lock_that_was_removed_is_not_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
