@@ -2,10 +2,17 @@
 
 import os
 import signal
+import threading
 
 import pytest
 
 from fl_cmi.interrupt import Terminated, sigterm_unwinds
+
+
+@pytest.fixture(autouse=True)
+def _in_the_main_thread() -> None:
+    """In another one no handler can be set, and SIGTERM would end the tests themselves."""
+    assert threading.current_thread() is threading.main_thread()
 
 
 def test_sigterm_raises_and_the_handler_goes() -> None:
