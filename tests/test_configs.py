@@ -10,9 +10,11 @@ import torch
 from hydra.utils import get_class, get_method
 from tiny import rng
 
+from fl_cmi.attacks.attack import Attack
 from fl_cmi.checks import check, check_distillation
 from fl_cmi.compose import (
     Clients,
+    bad_clients,
     build,
     compose_config,
     config_folder,
@@ -219,6 +221,13 @@ def test_buffers(name: str) -> None:
 @pytest.mark.parametrize("name", names("backend"))
 def test_backend(name: str) -> None:
     assert callable(build(composed("backend", name)["backend"], "backend").run)
+
+
+@pytest.mark.parametrize("name", names("attacks"))
+def test_attacks(name: str) -> None:
+    attack, bad = bad_clients(composed("attacks", name))
+    assert isinstance(attack, Attack)
+    assert (type(attack) is not Attack) is bool(bad) is (name != "none")
 
 
 @pytest.mark.parametrize("name", names("compression"))
