@@ -59,7 +59,7 @@ def test_ends_in_time_when_a_client_hangs() -> None:
     backend = FlowerBackend(client_resources={"num_cpus": 0.5})
     with pytest.raises(ClientFailure, match=r"^client 1 failed in round 2: no reply within 15 s$"):
         backend.run("{}", PARTITION, NUM_CLIENTS, serve, fake_side.app)
-    assert time.monotonic() - start < 120
+    assert time.monotonic() - start < 300, "the client would hang for 600 s"
 
 
 def test_ends_a_client_that_has_had_its_time_and_no_other(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_ends_a_client_that_has_had_its_time_and_no_other(tmp_path: Path) -> Non
     start = time.monotonic()
     backend = FlowerBackend(client_resources={"num_cpus": 0.5}, client_timeout=3)
     backend.run("{}", PARTITION, NUM_CLIENTS, serve, fake_side.app)
-    assert time.monotonic() - start < 120
+    assert time.monotonic() - start < 300, "the client would hang for 600 s"
     assert [len(replies) for replies in rounds[:2]] == [1, 3]
     assert rounds[2] == [
         Failure(2, 1, "late", "no reply within 3 s"),
