@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from tiny import SHAPE, TASK, ensemble, inversion, network, rng
+from tiny import CLASSES, SHAPE, TASK, ensemble, inversion, network, rng
 from torch import Tensor
 
 from fl_cmi.compose import build, compose_config
@@ -125,6 +125,10 @@ def test_the_later_version_of_the_knowledge_within_differs_in_its_optimizer() ->
 
 def test_batch_norm_terms_refuse_before_anything_runs() -> None:
     class Bare(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.classifier = torch.nn.Linear(1, CLASSES)
+
         def forward(self, x: Tensor) -> Tensor:
             raise AssertionError("refused too late")
 
