@@ -150,7 +150,7 @@ def test_a_term_that_the_teachers_cannot_serve_is_refused_first(tmp_path: Path) 
 
 
 def test_a_loss_that_the_teachers_cannot_serve_is_refused_first(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="one teacher, not of 3"):
+    with pytest.raises(ConfigError, match="one teacher, not of several"):
         run(tmp_path, GrowPool(), distiller=Distiller(SGD, loss=LayerMatch()))
     assert not list(tmp_path.iterdir())
 

@@ -31,7 +31,7 @@ class LayerMatch(DistillLoss):
     def check(self, ensemble: Ensemble, student: nn.Module) -> None:
         """One teacher, of the student's architecture."""
         if len(ensemble) != 1:
-            allowed = f"another one: layers are those of one teacher, not of {len(ensemble)}"
+            allowed = "another one: layers are those of one teacher, not of several"
             raise ConfigError("distiller.loss", self, allowed)
         if shapes(student) != shapes(ensemble.models[0]):
             allowed = "another one, unless the student has the teacher's architecture"
