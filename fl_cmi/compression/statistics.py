@@ -43,8 +43,7 @@ def recalibrated(teacher: Ensemble, pool: Pool, batch_size: int = 256) -> None:
     """
     batches = torch.arange(len(pool)).tensor_split(max(1, round(len(pool) / batch_size)))
     recalibrate(teacher.models[0], [pool.get(slots).x for slots in batches])
-    for slots in batches:
-        pool.relabel(slots, teacher.label(pool.get(slots).x.to(teacher.num_examples_K.device)))
+    pool.relabel_all(teacher.label, teacher.num_examples_K.device)
 
 
 def doubt(run_dir: str, model: nn.Module, found: float, anew: bool) -> str | None:
