@@ -212,7 +212,6 @@ class Transfer:
 
     def state_dict(self) -> Tree:
         """All that the transfer has come to, and how far it is."""
-        scene = self.scene
         return {
             "replay": self.replay.state_dict(),
             "counts": [self.num_batches, self.num_lessons, self.num_images, self.ensemble.passes],
@@ -220,8 +219,8 @@ class Transfer:
             "made": None if self.made is None else self.made.state_dict(),
             "student": self.student.state_dict(),
             "lesson": self.lesson.state_dict(),
-            "synthesizer": state_of(self.synthesizer if self.crew is None else self.crew, scene),
-            "combine": state_of(self.ensemble.combine, scene),
+            "synthesizer": state_of(self.synthesizer if self.crew is None else self.crew, self.scene),
+            "combine": state_of(self.ensemble.combine, self.scene),
             "pool": self.pool.state_dict(),
         }
 
@@ -290,11 +289,12 @@ def transfer(
         checkpoints=checkpoints,
         crew=crew,
     )
-    state.lesson.relabel(ensemble, pool)  # images of earlier rounds bring the labels of other teachers
     if checkpoints is not None and (before_this := checkpoints.resumed()) is not None:
         state.load_state_dict(before_this)
+    else:  # images of earlier rounds bring the labels of other teachers
+        state.lesson.relabel(ensemble, pool)
     schedule(state)
     if crew is not None:
         crew.end()
-    passes = float(ensemble.passes - state.before)
-    return {"teacher-passes": passes, "images": float(state.num_images), "kd-loss": state.loss}
+    passes, images = ensemble.passes - state.before, state.num_images
+    return {"teacher-passes": float(passes), "images": float(images), "kd-loss": state.loss}
