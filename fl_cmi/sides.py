@@ -1,10 +1,10 @@
 """What a worker and the server know of a run, besides a method's own parameters."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fl_cmi.attacks.attack import Attack
 from fl_cmi.distillation.budget import Clock
@@ -17,12 +17,9 @@ from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
 from fl_cmi.synthesis.crew import Crew, clocks_of
 from fl_cmi.training import LocalTraining
-from fl_cmi.types import Images, State, Task, Teacher, Update
+from fl_cmi.types import Images, State, Task, Teacher, Update, architecture
 
-__all__ = ["Architecture", "ClientSide", "ServerSide", "architecture", "same_tensors"]
-
-Architecture = tuple[tuple[str, tuple[int, ...]], ...]
-"""Names and shapes of a model's tensors: what can be averaged."""
+__all__ = ["ClientSide", "ServerSide"]
 
 
 @dataclass(frozen=True)
@@ -123,19 +120,10 @@ class ServerSide:
     def average(self, updates: Sequence[Update]) -> State | None:
         """`sum_k n_k w_k / sum_k n_k` over parameters and buffers; None where architectures differ."""
         states = [update.state for update in updates]
-        return weighted_mean(states, [u.num_examples for u in updates]) if same_tensors(states) else None
+        if len({architecture(state) for state in states}) > 1:
+            return None
+        return weighted_mean(states, [update.num_examples for update in updates])
 
     def test_accuracy(self, model: nn.Module) -> float:
         """Share of test images that `model` gets right, in [0, 1]."""
         return accuracy(predict(model, self.test, self.device), self.test)
-
-
-def architecture(state: Mapping[str, Tensor]) -> Architecture:
-    """What the model is, apart from its weights, in whatever order they come."""
-    return tuple(sorted((name, tuple(value.shape)) for name, value in state.items()))
-
-
-def same_tensors(states: Iterable[Mapping[str, Tensor]]) -> bool:
-    """Whether all states name tensors of the same shapes: one architecture, so that they can be averaged."""
-    shapes = [{name: value.shape for name, value in state.items()} for state in states]
-    return all(other == shapes[0] for other in shapes)

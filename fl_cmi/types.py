@@ -7,10 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ConfigError", "Images", "Shape", "State", "Task", "Teacher", "Update"]
+__all__ = [
+    "Architecture",
+    "ConfigError",
+    "Images",
+    "Shape",
+    "State",
+    "Task",
+    "Teacher",
+    "Update",
+    "architecture",
+]
 
 State = dict[str, Tensor]
 """A model's parameters and buffers by name, on the CPU."""
+
+Architecture = tuple[tuple[str, tuple[int, ...]], ...]
+"""Names and shapes of a model's tensors: models in which these are the same can be averaged."""
 
 Shape = tuple[int, int, int]
 """Channels, height, width."""
@@ -130,3 +143,8 @@ class Teacher:
     num_examples: int
     class_counts: Tensor | None
     model: nn.Module
+
+
+def architecture(state: Mapping[str, Tensor]) -> Architecture:
+    """What a model is, apart from its weights, in whatever order they come."""
+    return tuple(sorted((name, tuple(value.shape)) for name, value in state.items()))

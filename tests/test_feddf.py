@@ -32,8 +32,8 @@ from fl_cmi.losses import entropy
 from fl_cmi.partition import Partition, hold_out, iid
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
-from fl_cmi.sides import ServerSide, architecture
-from fl_cmi.types import ConfigError, State, Update
+from fl_cmi.sides import ServerSide
+from fl_cmi.types import ConfigError, State, Update, architecture
 
 ADAM = partial(torch.optim.Adam, lr=1e-3)
 

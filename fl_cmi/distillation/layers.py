@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from fl_cmi.distillation.loss import Answers, DistillLoss
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.models.normalize import Normalize
-from fl_cmi.types import ConfigError
+from fl_cmi.types import ConfigError, architecture
 
 __all__ = ["LayerMatch", "layer_outputs"]
 
@@ -33,7 +33,7 @@ class LayerMatch(DistillLoss):
         if len(ensemble) != 1:
             allowed = "another one: layers are those of one teacher, not of several"
             raise ConfigError("distiller.loss", self, allowed)
-        if shapes(student) != shapes(ensemble.models[0]):
+        if len({architecture(model.state_dict()) for model in (student, ensemble.models[0])}) > 1:
             allowed = "another one, unless the student has the teacher's architecture"
             raise ConfigError("distiller.loss", self, allowed)
 
@@ -46,11 +46,6 @@ class LayerMatch(DistillLoss):
             for k, (s, t) in enumerate(zip(learnt, taught, strict=True))
         ]
         return torch.stack(weighted).sum()
-
-
-def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The architecture: a model's tensors by name."""
-    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
 
 
 @contextmanager

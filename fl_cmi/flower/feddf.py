@@ -22,8 +22,8 @@ from fl_cmi.evaluate import accuracy, predict
 from fl_cmi.flower.prototypes import Prototypes
 from fl_cmi.flower.records import to_record, unpack_updates
 from fl_cmi.rng import stream
-from fl_cmi.sides import Architecture, ServerSide
-from fl_cmi.types import ConfigError, Images, Update
+from fl_cmi.sides import ServerSide
+from fl_cmi.types import Architecture, ConfigError, Images, Update
 
 __all__ = ["FedDF", "worth_keeping"]
 

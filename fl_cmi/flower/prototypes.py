@@ -9,8 +9,8 @@ from torch import nn
 from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.flower.participation import Participation
 from fl_cmi.flower.records import ARRAYS, to_record
-from fl_cmi.sides import Architecture, ServerSide, architecture
-from fl_cmi.types import State, Update
+from fl_cmi.sides import ServerSide
+from fl_cmi.types import Architecture, State, Update, architecture
 
 __all__ = ["Prototypes"]
 
