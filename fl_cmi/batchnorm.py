@@ -4,7 +4,7 @@ The hooks live in a context manager and the result is a value, so two passes can
 stays behind on the model.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +24,7 @@ __all__ = [
     "classifier_input",
     "observe",
     "pooled_inputs",
+    "recalibrate",
     "statistics_distance",
 ]
 
@@ -136,3 +137,27 @@ def statistics_distance(seen: Seen) -> Float[Tensor, ""]:
 def pooled_inputs(seen: Seen) -> Float[Tensor, "batch width"]:
     """The spatial mean of each layer's input, concatenated over layers: the features of CMI (width = sum_l D_l)."""
     return torch.cat([f.mean(dim=(2, 3)) for f in seen.values()], dim=1)
+
+
+def recalibrate(model: nn.Module, batches: Iterable[Float[Tensor, "batch channels height width"]]) -> None:
+    """Replace running statistics by the plain mean of the batches' own ones (the variance unbiased, as in training).
+
+    Args:
+        model: Its batch norm is changed, nothing else; comes back in the mode it was in. Without any nothing is done.
+        batches: Images in [0, 1], at least two each.
+    """
+    layers, was_training = batch_norm_layers(model), model.training
+    if not layers:
+        return
+    device = next(model.parameters()).device
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # PyTorch's word for the plain mean over all batches
+    model.train()
+    with torch.no_grad():
+        for x in batches:
+            model(x.to(device))
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    model.train(was_training)

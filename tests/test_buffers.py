@@ -11,7 +11,7 @@ from small_federation import SIZES, Classifier, Federation, Played, flat, full_b
 from tiny import network, pixels
 from torch import Tensor
 
-from fl_cmi.batchnorm import batch_norm_layers
+from fl_cmi.batchnorm import batch_norm_layers, recalibrate
 from fl_cmi.disclosure import disclosed
 from fl_cmi.ensemble import Ensemble, mean_logits
 from fl_cmi.federated.buffers import (
@@ -21,7 +21,6 @@ from fl_cmi.federated.buffers import (
     KeepLocal,
     Recalibrate,
     buffer_names,
-    recalibrate,
     weighted_mean,
 )
 from fl_cmi.federated.feddistill import LabelLogits

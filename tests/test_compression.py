@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fl_cmi.augment import Chain, CropFlip, Cutout
 from fl_cmi.bank import Pool
+from fl_cmi.batchnorm import batch_norm_layers
 from fl_cmi.compression.calibration import Calibration, layers, measure_ranges
 from fl_cmi.compression.finetune import fine_tune
 from fl_cmi.compression.images import Real, Saved, Source, Synthesized
@@ -340,14 +341,15 @@ def test_statistics_need_batch_norm() -> None:
         Synthesized(Noise(4), 0)
 
 
-def tuned(steps: int, freeze: bool) -> tuple[nn.Module, nn.Module, float, float]:
+def tuned(steps: int, freeze: bool, recalibrate: int = 0) -> tuple[nn.Module, nn.Module, float, float]:
     """The low-bit model before and after fine-tuning, and its distance from the teacher before and after."""
     teacher, x = alone(wide(3)), pixels(64, seed=5)
     pool = pool_of(x)
     raw = LowBit(2, 4, ends=4)(teacher.models[0], [x])
     small = LowBit(2, 4, ends=4)(teacher.models[0], [x])
     loss = Sum({"kl": KL(1.0, "mean"), "layers": LayerMatch()}, {"layers": 0.01})
-    distiller = Distiller(partial(torch.optim.SGD, lr=0.1, momentum=0.9), loss=loss, batch_size=32)
+    sgd = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+    distiller = Distiller(sgd, loss=loss, batch_size=32, recalibrate=recalibrate)
     fine_tune(small, teacher, pool, distiller, steps, freeze, rng())
     with torch.no_grad():
         far = [KL(1.0)(_answers(teacher(x), model(x)), rng()).item() for model in (raw, small)]
@@ -367,6 +369,16 @@ def test_fine_tuning_brings_the_model_closer_and_keeps_its_ranges() -> None:
         assert torch.equal(layer.high, other.high)
         assert not torch.equal(layer.layer.weight, other.layer.weight)
     assert not small.training
+
+
+def test_fine_tuned_batch_norm_can_be_measured_anew_unless_it_is_kept() -> None:
+    for freeze, wanted in ((False, 2), (True, None)):
+        raw, small, _, _ = tuned(3, freeze, recalibrate=64)
+        kept, found = (
+            [int(layer.num_batches_tracked) for layer in batch_norm_layers(model)] for model in (raw, small)
+        )
+        assert found == ([wanted] * len(kept) if wanted else kept)
+        assert not small.training
 
 
 def test_batch_norm_can_be_kept() -> None:

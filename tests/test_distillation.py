@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fl_cmi.augment import CropFlip
 from fl_cmi.bank import Pool, PoolBatch
+from fl_cmi.batchnorm import batch_norm_layers
 from fl_cmi.distillation.distiller import Distiller, blend
 from fl_cmi.distillation.kl import KL
 from fl_cmi.distillation.targets import Fresh, Sharpened
@@ -261,6 +262,58 @@ def test_a_loss_that_is_not_finite_is_an_error() -> None:
         lesson(ensemble(), pool_of(), 20, WHOLE, rng())
 
 
+def test_settled_batch_norm_has_the_statistics_of_images_as_they_are() -> None:
+    seen: list[Tensor] = []
+
+    class Watched(Pool):
+        def draw(self, batch_size: int, rng: torch.Generator) -> PoolBatch:
+            batch = super().draw(batch_size, rng)
+            seen.append(batch.x)
+            return batch
+
+    watched = Watched()
+    pool, batch = pool_of(), batch_of(24)
+    watched.add(batch.x, batch.y, batch.labels)
+    blended = partial(Distiller, SGD, batch_size=8, augment=CropFlip(1), mixup=1.0)
+    student, plain = network(9), network(9)
+    lesson = blended(recalibrate=20).begin(student)
+    lesson(ensemble(), watched, 2, WHOLE, rng())
+    before, _ = state_of(student), seen.clear()
+    lesson.settle(watched, rng())
+    assert [len(x) for x in seen] == [8, 8, 8], "whole batches, 20 images at least"
+
+    first = batch_norm_layers(student.eval())[0]
+    inputs: list[Tensor] = []
+    handle = first.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    with torch.no_grad():
+        for x in seen:
+            student(x)
+    handle.remove()
+    mean = torch.stack([f.double().mean(dim=(0, 2, 3)) for f in inputs]).mean(dim=0)
+    var = torch.stack([f.double().transpose(0, 1).flatten(1).var(dim=1) for f in inputs]).mean(dim=0)
+    torch.testing.assert_close(first.running_mean.double(), mean, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(first.running_var.double(), var, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(before[f"{name_of(student, first)}.running_var"].double(), var, rtol=0.05)
+
+    unsettled = blended().begin(plain)
+    unsettled(ensemble(), pool, 2, WHOLE, rng())
+    unsettled.settle(pool, rng())
+    assert equal(state_of(plain), before), "0 leaves all as it is, and nothing shifts the lesson"
+    learnt = {name: value for name, value in state_of(student).items() if "running" not in name}
+    assert equal({k: v for k, v in learnt.items() if "tracked" not in k}, before), "weights stay"
+
+
+def name_of(model: nn.Module, part: nn.Module) -> str:
+    return next(name for name, other in model.named_modules() if other is part)
+
+
+def test_without_batch_norm_there_is_nothing_to_settle() -> None:
+    student = nn.Sequential(nn.Flatten(), nn.Linear(pixels(1).numel(), CLASSES))
+    before = state_of(student)
+    Distiller(SGD, batch_size=8, recalibrate=16).begin(student).settle(pool_of(), rng())
+    assert equal(state_of(student), before)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -268,6 +321,9 @@ def test_a_loss_that_is_not_finite_is_an_error() -> None:
         ({"batch_size": 2.5}, "2.5"),
         ({"mixup": -0.1}, "mixup=-0.1"),
         ({"mixup": 1.5}, "mixup=1.5"),
+        ({"recalibrate": -1}, "recalibrate=-1"),
+        ({"recalibrate": 2.5}, "recalibrate=2.5"),
+        ({"recalibrate": True}, "recalibrate=true"),
     ],
 )
 def test_distiller_out_of_range_is_named(arguments: dict[str, Any], message: str) -> None:

@@ -137,7 +137,7 @@ def test_surest_images_have_the_least_entropy() -> None:
 
 
 def stopped(
-    accuracies: list[float], stopping: EarlyStopping, budget: Budget | None = None
+    accuracies: list[float], stopping: EarlyStopping, budget: Budget | None = None, recalibrate: int = 0
 ) -> tuple[Any, State, list[State]]:
     """Validation says what it is told; the students as they were at each look."""
     student, looks = network(9), []
@@ -147,7 +147,7 @@ def stopped(
         looks.append({name: value.clone() for name, value in model.state_dict().items()})
         return next(said)
 
-    lesson = Distiller(ADAM, loss=KL(1.0), batch_size=4).begin(student)
+    lesson = Distiller(ADAM, loss=KL(1.0), batch_size=4, recalibrate=recalibrate).begin(student)
     found = stopping(
         lesson,
         ensemble(),
@@ -164,6 +164,13 @@ def test_the_best_validated_student_is_kept() -> None:
     assert (found.steps, found.best_step, found.accuracy) == (6, 2, 0.5)
     assert all(torch.equal(state[name], value) for name, value in looks[1].items())
     assert not torch.equal(state["classifier.weight"], looks[3]["classifier.weight"])
+
+
+def test_the_validated_student_has_the_statistics_of_the_images_as_they_are() -> None:
+    _, _, looks = stopped([0.1, 0.5, 0.4, 0.5], EarlyStopping(6, 2, None), recalibrate=12)
+    tracked = [name for name in looks[0] if name.endswith("num_batches_tracked")]
+    assert tracked
+    assert all(look[name] == 3 for look in looks[1:] for name in tracked), "12 images in batches of 4"
 
 
 def test_patience_counts_steps_since_the_best_look() -> None:

@@ -131,6 +131,21 @@ def test_a_pass_over_the_pool_grows_with_it(tmp_path: Path) -> None:
             GrowPool(**{name: None})  # type: ignore[arg-type]
 
 
+def test_every_lesson_ends_with_the_statistics_of_the_pools_images(tmp_path: Path) -> None:
+    distiller = Distiller(SGD, batch_size=4, mixup=1.0, recalibrate=12)
+    schedule = GrowPool(epochs=2, batches=1, steps=3)
+    student, plain = (
+        state_of(run(tmp_path / str(k), schedule, distiller=d)[2])
+        for k, d in enumerate([distiller, Distiller(SGD, batch_size=4, mixup=1.0)])
+    )
+    tracked = [name for name in student if name.endswith("num_batches_tracked")]
+    assert tracked
+    assert all(student[name] == 3 for name in tracked), "12 images in batches of 4"
+    assert all(plain[name] > 3 for name in tracked), "two lessons of 3 steps"
+    weights = [name for name in student if name.endswith(("weight", "bias"))]
+    assert all(torch.equal(student[name], plain[name]) for name in weights), "statistics teach nothing"
+
+
 def test_the_offline_schedule_only_synthesizes(tmp_path: Path) -> None:
     metrics, pool, student, _ = run(tmp_path, GrowPool(epochs=1, batches=3, steps=0))
     assert len(pool) == 18

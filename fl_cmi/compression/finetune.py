@@ -33,7 +33,7 @@ def fine_tune(
         draws: Images.
         distiller: Loss, optimizer, rates, mixup.
         steps: Steps, >= 0.
-        freeze_batch_norm: Whether batch norm keeps its running statistics.
+        freeze_batch_norm: Whether batch norm keeps its running statistics; what the distiller says of them is void.
         rng: Images, augmentation, mixup.
 
     Returns:
@@ -43,7 +43,10 @@ def fine_tune(
         FloatingPointError: If the loss is not finite.
     """
     small.requires_grad_(True)  # the teacher, of which it is a copy, needs no gradients
+    lesson = distiller.begin(small)
     with fixed_statistics(small) if freeze_batch_norm else nullcontext():
-        loss = distiller.begin(small)(teacher, draws, steps, (0.0, 1.0), rng)
+        loss = lesson(teacher, draws, steps, (0.0, 1.0), rng)
+    if not freeze_batch_norm:
+        lesson.settle(draws, rng)
     small.eval()
     return loss

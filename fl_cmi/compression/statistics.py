@@ -7,10 +7,9 @@ import torch
 from torch import nn
 
 from fl_cmi.bank import Pool
-from fl_cmi.batchnorm import batch_norm_layers
+from fl_cmi.batchnorm import batch_norm_layers, recalibrate
 from fl_cmi.compression.images import Source, Synthesized
 from fl_cmi.ensemble import Ensemble
-from fl_cmi.federated.buffers import recalibrate
 from fl_cmi.types import ConfigError
 
 __all__ = ["check_recalibration", "doubt", "recalibrated"]

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from fl_cmi.augment import Augment, Identity
 from fl_cmi.bank import Draws, Pool
-from fl_cmi.batchnorm import classifier_input
+from fl_cmi.batchnorm import classifier_input, recalibrate
 from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.distillation.kl import KL
 from fl_cmi.distillation.layers import layer_outputs
@@ -48,6 +48,9 @@ class Distiller:
         round_decay: Factor, in (0, 1], of the learning rate from round to round.
         blend: The factor's distribution: `uniform` on [0, 1], or `arcsine`, which is Beta(1/2, 1/2) and mostly leaves
             one of the two images visible (The Knowledge Within).
+        recalibrate: Images, >= 0, neither augmented nor blended, on which the student's batch norm takes its
+            statistics after each lesson; 0 leaves it those of training. Blends of two images vary less than images
+            do, in the first layer by a third.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Distiller:
         clip: float | None = None,
         round_decay: float = 1.0,
         blend: Literal["uniform", "arcsine"] = "uniform",
+        recalibrate: int = 0,
     ) -> None:
         if not isinstance(batch_size, int) or batch_size < 2:
             raise ConfigError(
@@ -82,7 +86,9 @@ class Distiller:
             )
         if blend not in ("uniform", "arcsine"):
             raise ConfigError("distiller.blend", blend, "uniform or arcsine")
-        self.mixup, self.blend = mixup, blend
+        if isinstance(recalibrate, bool) or not isinstance(recalibrate, int) or recalibrate < 0:
+            raise ConfigError("distiller.recalibrate", recalibrate, "an integer >= 0")
+        self.mixup, self.blend, self.recalibrate = mixup, blend, recalibrate
         self.make_optimizer, self.schedule = optimizer, schedule
         self.batch_size = batch_size
         self.targets: Targets = Fresh() if targets is None else targets
@@ -161,6 +167,12 @@ class Lesson:
             self.optimizer.step()
         self.student.train(was_training)
         return sum(losses) / len(losses) if losses else 0.0
+
+    def settle(self, draws: Draws, rng: torch.Generator) -> None:
+        """After a lesson: give the student's batch norm the statistics of images as they are, where wanted."""
+        size, own = self.distiller.batch_size, stream(rng.initial_seed(), "statistics")
+        if batches := range(0, self.distiller.recalibrate, size):
+            recalibrate(self.student, (draws.draw(size, own).x for _ in batches))
 
     def relabel(self, ensemble: Ensemble, pool: Pool) -> None:
         """Label a pool's images anew, after a change of teachers or of their rule, where labels are read."""

@@ -85,7 +85,9 @@ class EarlyStopping:
         while taken < self.steps and not budget.over:
             steps = min(self.check_every, self.steps - taken)
             with budget.lesson((taken / self.steps, (taken + steps) / self.steps)) as share:
-                loss = lesson(ensemble, draws, steps, share, stream(taken // self.check_every))
+                rng = stream(taken // self.check_every)
+                loss = lesson(ensemble, draws, steps, share, rng)
+                lesson.settle(draws, rng)
             taken += steps
             accuracy = validate(student)
             if accuracy > best:

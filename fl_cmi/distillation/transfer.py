@@ -170,11 +170,11 @@ class Transfer:
         """Teach the student for so many steps, with the learning rate of the share (from, to) of the round."""
         if not self.replay.act():
             return
-        losses: list[float] = []
         with self.progress.phase("distillation"):
-            rng = self.stream("distillation", self.num_lessons)
+            rng, losses = self.stream("distillation", self.num_lessons), list[float]()
             for number, part in self.budget.pieces(steps, share):
                 losses += [self.lesson(self.ensemble, draws, number, part, rng)] * number
+            self.lesson.settle(draws, rng)
         if losses:
             self.loss = sum(losses) / len(losses)
             self.num_lessons += 1

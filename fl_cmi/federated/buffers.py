@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from fl_cmi.batchnorm import batch_norm_layers
+from fl_cmi.batchnorm import recalibrate
 from fl_cmi.checkpoint.state import Scene, restore, state_of
 from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.ensemble import Combine, Ensemble, mean_logits
@@ -19,7 +19,6 @@ __all__ = [
     "KeepLocal",
     "Recalibrate",
     "buffer_names",
-    "recalibrate",
     "weighted_mean",
 ]
 
@@ -160,28 +159,6 @@ class Recalibrate(BufferPolicy):
         restore(self.synthesizer, state[0], scene)
         restore(self.combine, state[1], scene)
         self.teacher_passes = state[2]
-
-
-def recalibrate(model: nn.Module, batches: Sequence[torch.Tensor]) -> None:
-    """Replace running statistics by the plain mean of the batches' own ones (the variance unbiased, as in training).
-
-    Args:
-        model: Its batch norm is changed, nothing else; comes back in the mode it was in.
-        batches: Images in [0, 1], at least two each.
-    """
-    layers, was_training = batch_norm_layers(model), model.training
-    device = next(model.parameters()).device
-    momenta = [layer.momentum for layer in layers]
-    for layer in layers:
-        layer.reset_running_stats()
-        layer.momentum = None  # PyTorch's word for the plain mean over all batches
-    model.train()
-    with torch.no_grad():
-        for x in batches:
-            model(x.to(device))
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
-    model.train(was_training)
 
 
 def buffer_names(model: nn.Module) -> frozenset[str]:
