@@ -11,7 +11,7 @@ variant is fed_cmi with one thing changed, from the same clients.
 import sys
 from collections.abc import Sequence
 
-from simulations.federated import OURS, Method
+from simulations.federated import OURS, SETTLED, Method
 from simulations.one_shot import SETTING
 from simulations.study import Study, main
 from simulations.sweep import Launch
@@ -59,6 +59,11 @@ CHANGES: dict[str, list[str]] = {
     "half_mixed": ["distiller.mixup=0.5"],
     "no_augment": ["distiller.augment=null"],
     "from_scratch": ["student_start=scratch"],
+    # what `method=fed_cmi_settled` changes, and all of it
+    "keep_variance": ["+distiller.keep_variance=true"],
+    "recalibrate": ["+distiller.recalibrate=4096"],
+    "images_first": ["schedule.batches=1000000", "schedule.steps=1000000"],
+    "settled": list(SETTLED[1:]),
 }
 
 VARIANTS = {name: Method((*OURS, *change)) for name, change in CHANGES.items()}

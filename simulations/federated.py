@@ -40,6 +40,14 @@ FEDGENS_OWN = (
 
 OURS = ("experiment=fmnist_oneshot", *ENDLESS[:1])
 
+SETTLED = (
+    "experiment=fmnist_oneshot",
+    "method=fed_cmi_settled",
+    "schedule.batches=1000000",
+    "schedule.steps=1000000",
+)
+"""Half of the time makes images, the other half teaches them."""
+
 METHODS: dict[str, Method] = {
     "fedavg": averaging("fedavg"),
     "fedprox": averaging("fedprox"),
@@ -63,4 +71,5 @@ METHODS: dict[str, Method] = {
     ),
     "fed_cmi": Method(OURS),
     "fed_cmi_x4": Method(OURS, budget=4.0),
+    "fed_cmi_settled": Method(SETTLED),
 }

@@ -147,6 +147,49 @@ def test_blending_equals_the_loop() -> None:
     torch.testing.assert_close(aims.sum(dim=1), torch.ones(5))
 
 
+def test_stretching_equals_the_loop() -> None:
+    batch = batch_of(5)
+    x, aims = blend(batch.x, aims_of(batch), rng(3), keep_variance=True)
+    plain, unmoved = blend(batch.x, aims_of(batch), rng(3))
+    assert torch.equal(aims, unmoved), "labels follow the share, however far the image is stretched"
+    draws = rng(3)
+    torch.randperm(5, generator=draws)
+    share = torch.rand(5, generator=draws).tolist()
+    for channel in range(x.shape[1]):
+        mean = batch.x[:, channel].double().mean().item()
+        for i, weight in enumerate(share):
+            far = (plain[i, channel].double() - mean) / (weight**2 + (1 - weight) ** 2) ** 0.5
+            expected = (mean + far).clamp(0, 1).float()
+            torch.testing.assert_close(x[i, channel], expected, rtol=0.0, atol=1e-6)
+    assert x.min() >= 0 and x.max() <= 1
+
+
+def test_stretched_blends_vary_as_images_do() -> None:
+    """Plain ones keep E[l^2 + (1 - l)^2] of the variance: 2/3 for uniform factors, 3/4 for arcsine ones."""
+    x = 0.5 + 0.05 * torch.randn(20_000, 1, 1, 1, generator=rng(1))  # far from the ends: nothing is clipped
+    for arcsine, kept in ((False, 2 / 3), (True, 3 / 4)):
+        plain, _ = blend(x, None, rng(2), arcsine)
+        stretched, _ = blend(x, None, rng(2), arcsine, keep_variance=True)
+        assert (plain.var() / x.var()).item() == pytest.approx(kept, rel=0.03)
+        assert (stretched.var() / x.var()).item() == pytest.approx(1.0, rel=0.03)
+        assert stretched.mean().item() == pytest.approx(x.mean().item(), abs=0.002)
+
+
+def test_a_lesson_stretches_its_blends() -> None:
+    def seen(**options: Any) -> Tensor:
+        shown: list[Tensor] = []
+
+        def watch(x: Tensor, rng: torch.Generator) -> Tensor:
+            shown.append(x)
+            return x
+
+        distiller = Distiller(SGD, batch_size=8, mixup=1.0, augment=watch, **options)
+        distiller.begin(network(9))(ensemble(), pool_of(), 1, WHOLE, rng())
+        return shown[0]
+
+    assert seen(keep_variance=True).var() > 1.1 * seen().var()
+
+
 @pytest.mark.parametrize("mixup", [0.0, 0.5, 1.0])
 def test_mixed_batches_alone_lose_their_cached_labels(mixup: float) -> None:
     calls: list[tuple[bool, bool]] = []
@@ -321,6 +364,7 @@ def test_without_batch_norm_there_is_nothing_to_settle() -> None:
         ({"batch_size": 2.5}, "2.5"),
         ({"mixup": -0.1}, "mixup=-0.1"),
         ({"mixup": 1.5}, "mixup=1.5"),
+        ({"keep_variance": 1}, "keep_variance=1"),
         ({"recalibrate": -1}, "recalibrate=-1"),
         ({"recalibrate": 2.5}, "recalibrate=2.5"),
         ({"recalibrate": True}, "recalibrate=true"),

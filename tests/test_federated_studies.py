@@ -219,7 +219,8 @@ def test_the_default_grids_are_those_that_were_asked_for() -> None:
             found.setdefault(tuple(where.values()), set()).add(method)
         return found
 
-    rivals = {"fedavg", "feddf", "f_adi", "f_dafl", "dense", "co_boosting", "fedftg", "fed_cmi", "fed_cmi_x4"}
+    rivals = {"fedavg", "feddf", "f_adi", "f_dafl", "dense", "co_boosting", "fedftg", "fed_cmi"}
+    rivals |= {"fed_cmi_settled", "fed_cmi_x4"}
     at = [(0.1, 0), (0.1, 1), (0.1, 2), (0.3, 0), (0.5, 0)]
     assert points(one_shot.STUDY) == {("dirichlet", alpha, 5, seed): rivals for alpha, seed in at}
     few = {"fedavg", "dense", "fed_cmi"}

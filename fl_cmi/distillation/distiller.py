@@ -48,9 +48,10 @@ class Distiller:
         round_decay: Factor, in (0, 1], of the learning rate from round to round.
         blend: The factor's distribution: `uniform` on [0, 1], or `arcsine`, which is Beta(1/2, 1/2) and mostly leaves
             one of the two images visible (The Knowledge Within).
+        keep_variance: Whether blends are stretched, and clipped to [0, 1], so that they vary as images do: see
+            `blend`. Plain ones vary less, by a third for uniform factors.
         recalibrate: Images, >= 0, neither augmented nor blended, on which the student's batch norm takes its
-            statistics after each lesson; 0 leaves it those of training. Blends of two images vary less than images
-            do, in the first layer by a third.
+            statistics after each lesson; 0 leaves it those of training.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Distiller:
         clip: float | None = None,
         round_decay: float = 1.0,
         blend: Literal["uniform", "arcsine"] = "uniform",
+        keep_variance: bool = False,
         recalibrate: int = 0,
     ) -> None:
         if not isinstance(batch_size, int) or batch_size < 2:
@@ -88,7 +90,10 @@ class Distiller:
             raise ConfigError("distiller.blend", blend, "uniform or arcsine")
         if isinstance(recalibrate, bool) or not isinstance(recalibrate, int) or recalibrate < 0:
             raise ConfigError("distiller.recalibrate", recalibrate, "an integer >= 0")
-        self.mixup, self.blend, self.recalibrate = mixup, blend, recalibrate
+        if not isinstance(keep_variance, bool):
+            raise ConfigError("distiller.keep_variance", keep_variance, "true or false")
+        self.mixup, self.blend, self.keep_variance = mixup, blend, keep_variance
+        self.recalibrate = recalibrate
         self.make_optimizer, self.schedule = optimizer, schedule
         self.batch_size = batch_size
         self.targets: Targets = Fresh() if targets is None else targets
@@ -188,7 +193,7 @@ class Lesson:
             aims = F.one_hot(batch.y, ensemble.num_classes).float()
         mixed = d.mixup > 0 and bool(torch.rand((), generator=rng) < d.mixup)
         if mixed:
-            x, aims = blend(x, aims, rng, d.blend == "arcsine")
+            x, aims = blend(x, aims, rng, d.blend == "arcsine", d.keep_variance)
         x = d.augment(x.to(device), rng)
         if d.perturb is not None:
             x = d.perturb(ensemble, x, rng)
@@ -263,11 +268,14 @@ def finite(loss: Tensor, name: str) -> float:
 
 
 def blend(
-    x: Tensor, aims: Tensor | None, rng: torch.Generator, arcsine: bool = False
+    x: Tensor, aims: Tensor | None, rng: torch.Generator, arcsine: bool = False, keep_variance: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """`l x_i + (1 - l) x_j` with j from a permutation of the batch and l drawn for each image; labels likewise.
 
-    `l = u ~ U(0, 1)`, or `l = sin^2(pi u / 2)`, which is Beta(1/2, 1/2).
+    `l = u ~ U(0, 1)`, or `l = sin^2(pi u / 2)`, which is Beta(1/2, 1/2). To keep the variance of independent images
+    the blend's distance from the batch's mean m, one number a channel, is stretched (after Tokozume, Ushiku, Harada
+    2018, BC+, arXiv 1711.10284, who take each image's mean and deviation): `m + (blend - m) / sqrt(l^2 + (1 - l)^2)`,
+    clipped to [0, 1].
     """
     other = torch.randperm(len(x), generator=rng)
     share = torch.rand(len(x), 1, generator=rng)
@@ -275,4 +283,7 @@ def blend(
         share = (math.pi / 2 * share).sin().square()
     wide = share[:, :, None, None].to(x.device)
     blended = wide * x + (1 - wide) * x[other]
+    if keep_variance:
+        mean = x.mean(dim=(0, 2, 3), keepdim=True)
+        blended = (mean + (blended - mean) / (wide**2 + (1 - wide) ** 2).sqrt()).clamp(0, 1)
     return blended, None if aims is None else share * aims + (1 - share) * aims[other]
