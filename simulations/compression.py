@@ -39,6 +39,7 @@ MODELS = {
 TRAININGS = {
     "federated": [
         "experiment=fmnist_oneshot",
+        "method=fed_cmi_fashion",
         "partition.alpha=0.5",
         "local.epochs=5",
         "budget_s=300",

@@ -114,7 +114,7 @@ class Transfer:
         """Put so many new batches, labelled, into the pool; fewer where a lesson is due, but the round's first one."""
         # A crew makes them all at once, unless time may be up in between.
         at_once = 1 if self.crew is None else batches if self.budget.seconds is None else self.crew.number
-        with self.progress.phase("synthesis", total=batches) as phase:
+        with self.progress.phase("synthesis", total=None if self.budget.seconds else batches) as phase:
             for first in range(0, batches, at_once):
                 if self.replay.actions and self.replay.due:
                     break
