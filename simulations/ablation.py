@@ -5,13 +5,13 @@ python -m simulations.ablation --methods fed_cmi joint mean_logits --seeds 0 1 2
 python -m simulations.ablation --dry-run                         # the commands, and how long they may take
 
 Fashion-MNIST in one round, 5 clients, Dirichlet by class, the setting and the budget of `simulations.one_shot`; every
-variant is fed_cmi with one thing changed, from the same clients; `fed_cmi_settled` is another method.
+variant is fed_cmi with one thing changed, from the same clients.
 """
 
 import sys
 from collections.abc import Sequence
 
-from simulations.federated import OURS, SETTLED, Method
+from simulations.federated import OURS, Method
 from simulations.one_shot import SETTING
 from simulations.study import Study, main
 from simulations.sweep import Launch
@@ -59,15 +59,9 @@ CHANGES: dict[str, list[str]] = {
     "half_mixed": ["distiller.mixup=0.5"],
     "no_augment": ["distiller.augment=null"],
     "from_scratch": ["student_start=scratch"],
-    # what `method=fed_cmi_settled` changes
-    "keep_variance": ["+distiller.keep_variance=true"],
-    "recalibrate": ["+distiller.recalibrate=4096"],
-    "images_first": ["schedule.batches=1000000", "schedule.steps=1000000"],
 }
 
-VARIANTS = {name: Method((*OURS, *change)) for name, change in CHANGES.items()} | {
-    "fed_cmi_settled": Method(SETTLED)
-}
+VARIANTS = {name: Method((*OURS, *change)) for name, change in CHANGES.items()}
 
 STUDY = Study("simulations.ablation", (__doc__ or "").split("\n")[0], SETTING, VARIANTS)
 
