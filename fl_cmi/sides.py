@@ -17,7 +17,7 @@ from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
 from fl_cmi.synthesis.crew import Crew, clocks_of
 from fl_cmi.training import LocalTraining
-from fl_cmi.types import Images, State, Task, Teacher, Update, architecture
+from fl_cmi.types import Images, State, Task, Teacher, Update, same_architecture
 
 __all__ = ["ClientSide", "ServerSide"]
 
@@ -120,7 +120,7 @@ class ServerSide:
     def average(self, updates: Sequence[Update]) -> State | None:
         """`sum_k n_k w_k / sum_k n_k` over parameters and buffers; None where architectures differ."""
         states = [update.state for update in updates]
-        if len({architecture(state) for state in states}) > 1:
+        if not same_architecture(states):
             return None
         return weighted_mean(states, [update.num_examples for update in updates])
 

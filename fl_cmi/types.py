@@ -1,6 +1,6 @@
 """The nouns of the package: frozen data that every layer shares."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ __all__ = [
     "Teacher",
     "Update",
     "architecture",
+    "same_architecture",
 ]
 
 State = dict[str, Tensor]
@@ -148,3 +149,8 @@ class Teacher:
 def architecture(state: Mapping[str, Tensor]) -> Architecture:
     """What a model is, apart from its weights, in whatever order they come."""
     return tuple(sorted((name, tuple(value.shape)) for name, value in state.items()))
+
+
+def same_architecture(states: Iterable[Mapping[str, Tensor]]) -> bool:
+    """Whether all states, at least one, are of one architecture, so that they can be averaged."""
+    return len({architecture(state) for state in states}) == 1

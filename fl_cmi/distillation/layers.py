@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from fl_cmi.distillation.loss import Answers, DistillLoss
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.models.normalize import Normalize
-from fl_cmi.types import ConfigError, architecture
+from fl_cmi.types import ConfigError, same_architecture
 
 __all__ = ["LayerMatch", "layer_outputs"]
 
@@ -33,7 +33,7 @@ class LayerMatch(DistillLoss):
         if len(ensemble) != 1:
             allowed = "another one: layers are those of one teacher, not of several"
             raise ConfigError("distiller.loss", self, allowed)
-        if len({architecture(model.state_dict()) for model in (student, ensemble.models[0])}) > 1:
+        if not same_architecture(model.state_dict() for model in (student, ensemble.models[0])):
             allowed = "another one, unless the student has the teacher's architecture"
             raise ConfigError("distiller.loss", self, allowed)
 

@@ -18,7 +18,7 @@ from fl_cmi.flower.records import to_record, unpack_updates
 from fl_cmi.sides import ServerSide
 from fl_cmi.synthesis.crew import Crew
 from fl_cmi.synthesis.synthesizers import Synthesizer
-from fl_cmi.types import ConfigError, State, Update, architecture
+from fl_cmi.types import ConfigError, State, Update, architecture, same_architecture
 
 __all__ = ["FedCmi", "one_architecture"]
 
@@ -173,4 +173,4 @@ class FedCmi(FedAvg):
 def one_architecture(side: ServerSide) -> bool:
     """Whether all clients train the global model's architecture, by the names and shapes of its tensors."""
     models = [side.student(), *(side.build(client) for client in range(side.num_architectures))]
-    return len({architecture(model.state_dict()) for model in models}) == 1
+    return same_architecture(model.state_dict() for model in models)
