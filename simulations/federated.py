@@ -40,7 +40,12 @@ FEDGENS_OWN = (
 
 OURS = ("experiment=fmnist_oneshot", "method=fed_cmi_fashion", *ENDLESS[:1])
 
-SETTLED = ("experiment=fmnist_oneshot", "schedule.batches=1000000", "schedule.steps=1000000")
+SETTLED = (
+    "experiment=fmnist_oneshot",
+    "method=fed_cmi_settled",
+    "schedule.batches=1000000",
+    "schedule.steps=1000000",
+)
 """Half of the time makes images, the other half teaches them."""
 
 METHODS: dict[str, Method] = {
