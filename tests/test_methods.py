@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fl_cmi.bank import Pool, PoolBatch
 from fl_cmi.compose import build, compose_config, config_folder
 from fl_cmi.distillation.distiller import Distiller
+from fl_cmi.distillation.supply import Supply
 from fl_cmi.distillation.transfer import Transfer, transfer
 from fl_cmi.models.lenet import LeNet
 from fl_cmi.models.tanh_generator import TanhGenerator
@@ -127,7 +128,7 @@ class Counting(Transfer):
 
     def grow(self, batches: int) -> None:
         self.batches += batches
-        self.inverted = {"total": 0.0}
+        self.supply.losses = {"total": 0.0}
 
     @property
     def steps_of_a_pass(self) -> int:
@@ -170,14 +171,12 @@ def test_a_method_takes_as_many_batches_and_steps_as_published(
     name: str, batches: int, steps: int, tmp_path: Path
 ) -> None:
     config = configured(name)
+    rng = torch.Generator()
     counting = Counting(
-        ensemble(),
-        network(9),
-        Joint(inversion()),
+        Supply(ensemble(), network(9), Joint(inversion()), TASK, lambda number: rng),
         Distiller(partial(torch.optim.SGD, lr=0.1)).begin(network(9)),
         Pool(),
-        TASK,
-        0,
+        lambda what, number: rng,
         1,
         Progress(quiet=True),
         MetricsLog(tmp_path / "metrics.jsonl"),

@@ -15,7 +15,8 @@ from fl_cmi.checkpoint.tree import Tree, pack, unpack
 from fl_cmi.compose import build, compose_config
 from fl_cmi.distillation.budget import Clock
 from fl_cmi.distillation.distiller import Lesson
-from fl_cmi.distillation.transfer import Transfer, transfer
+from fl_cmi.distillation.supply import Supply
+from fl_cmi.distillation.transfer import transfer
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
 from fl_cmi.report.summary import digest
@@ -168,7 +169,7 @@ def test_under_a_budget_any_point_alone_is_enough(
     warmup: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a clock that moves with the work: batches, lessons and what they are worth come out the same."""
-    now, ask, make = [0.0], Lesson.ask, Transfer._synthesize
+    now, ask, make = [0.0], Lesson.ask, Supply.batch
 
     def slow_ask(*given: Any) -> Any:
         now[0] += 0.5
@@ -179,7 +180,7 @@ def test_under_a_budget_any_point_alone_is_enough(
         return make(*given)
 
     monkeypatch.setattr(Lesson, "ask", slow_ask)
-    monkeypatch.setattr(Transfer, "_synthesize", slow_make)
+    monkeypatch.setattr(Supply, "batch", slow_make)
     config, more = compose_config(["data=synthetic"]), {"warmup": warmup, "epochs": 50, "steps": 12}
     whole = Kept()
     expected = outcome(config, MetricsLog(tmp_path / "whole.jsonl"), whole, lambda: now[0], 60.0, **more)

@@ -12,10 +12,9 @@ class FreshImages:
     """Images that a trained generator makes for the step at hand; nothing of them is kept."""
 
     def __init__(self, transfer: Transfer) -> None:
-        self.transfer = transfer
+        self.supply = transfer.supply
 
     def draw(self, batch_size: int, rng: torch.Generator) -> PoolBatch:
         """New images, without labels."""
-        t = self.transfer
-        x = t.synthesizer.sample(t.ensemble, t.task, batch_size, rng)
+        x = self.supply.sample(batch_size, rng)
         return PoolBatch(x, None, None, torch.full((batch_size,), -1), torch.full((batch_size,), -1))

@@ -1,9 +1,10 @@
 """One round of knowledge transfer from an ensemble to a student, and what its schedule may do in it."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar, Protocol
 
 import torch
@@ -15,6 +16,7 @@ from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.distillation.budget import Budget, Clock, checked_budget
 from fl_cmi.distillation.distiller import Distiller, Lesson
 from fl_cmi.distillation.replay import Replay
+from fl_cmi.distillation.supply import Supply
 from fl_cmi.ensemble import Ensemble, Learns
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Phase, Progress
@@ -44,53 +46,38 @@ class Schedule(Protocol):
 class Transfer:
     """A round's state, and the three things that a schedule does: synthesize, distil and look at the student.
 
-    Every batch and every lesson has its own random stream, so leaving one out shifts no other. One that goes on from a
-    checkpoint has its schedule begin anew, and does nothing for the actions that were done before; see `Replay`.
+    Every lesson has its own random stream, as every batch has, so leaving one out shifts no other. One that goes on
+    from a checkpoint has its schedule begin anew, and does nothing for the actions that were done before; see `Replay`.
 
     Args:
-        ensemble: The teachers.
-        student: The model to teach, in place.
-        synthesizer: Makes images.
+        supply: Makes images by the teachers, and knows the student, which is taught in place.
         lesson: Teaches them.
         pool: Keeps them.
-        task: What the models have to fit.
-        seed: Of the run.
+        stream: The random stream of the work of a kind and a number in this round.
         server_round: Number of the round, from 1.
         progress: Shows phases.
         log: Writes `metrics.jsonl`.
         evaluate: Test accuracy of the student, in [0, 1]; for the curve only, nothing is selected by it.
         budget: When to stop before the schedule's end.
         checkpoints: Hears of every batch and every lesson; None: nobody does.
-        crew: Makes the batches that `grow` asks for; None: the synthesizer does, in this process.
     """
 
-    ensemble: Ensemble
-    student: nn.Module
-    synthesizer: Synthesizer
+    supply: Supply
     lesson: Lesson
     pool: Pool
-    task: Task
-    seed: int
+    stream: Callable[[str, int], torch.Generator]
     server_round: int
     progress: Progress
     log: MetricsLog
     evaluate: Callable[[nn.Module], float]
     budget: Budget = field(default_factory=Budget)
-    num_batches: int = 0
-    num_lessons: int = 0
-    num_images: int = 0
-    loss: float = 0.0
-    inverted: dict[str, float] = field(default_factory=dict)
     checkpoints: Checkpoints | None = None
-    crew: Crew | None = None
+    num_lessons: int = 0
+    loss: float = 0.0
     made: Inverted | None = None
 
     def __post_init__(self) -> None:
-        self.replay, self.before = Replay(self.budget), self.ensemble.passes
-
-    def stream(self, what: str, number: int) -> torch.Generator:
-        """The random stream of batch or lesson `number`."""
-        return stream(self.seed, what, "round", self.server_round, "number", number)
+        self.replay, self.ensemble = Replay(self.budget), self.supply.ensemble
 
     def reached(self) -> None:
         """Tell that a batch or a lesson is done."""
@@ -105,49 +92,29 @@ class Transfer:
         """Synthesize one batch for the generator's sake; the pool gets nothing of it."""
         if self.replay.act():
             with self.progress.phase("synthesis"):
-                self.made = self._synthesize()
+                self.made = self.supply.batch()
             self.reached()
         assert self.made is not None
         return self.made
 
     def grow(self, batches: int) -> None:
         """Put so many new batches, labelled, into the pool; fewer where a lesson is due, but the round's first one."""
-        # A crew makes them all at once, unless time may be up in between.
-        at_once = 1 if self.crew is None else batches if self.budget.seconds is None else self.crew.number
-        with self.progress.phase("synthesis", total=None if self.budget.seconds else batches) as phase:
+        timed = self.budget.seconds is not None
+        at_once = self.supply.at_once(batches, timed)
+        with self.progress.phase("synthesis", total=None if timed else batches) as phase:
             for first in range(0, batches, at_once):
                 if self.replay.actions and self.replay.due:
                     break
                 end, coming, begin = min(first + at_once, batches), None, self.budget.elapsed
                 for batch in range(first, end):
                     if self.replay.act():
-                        coming = self._made(end - batch) if coming is None else coming
+                        coming = self.supply.labelled(end - batch) if coming is None else coming
                         made = next(coming)
                         assert made.labels is not None
                         self.pool.add(made.x, made.y, made.labels, made.client)
                         self.budget.batch = max(self.budget.batch, self.budget.elapsed - begin)
                         self.reached()
                     phase.advance()
-
-    def _made(self, batches: int) -> Iterator[Inverted]:
-        """A batch, labelled, or so many of them by the crew; each is counted when it is taken."""
-        if self.crew is None:
-            yield self._synthesize().labelled(self.ensemble)
-            return
-        first = self.num_batches
-        seeds = [self.stream("synthesis", first + b).initial_seed() for b in range(batches)]
-        for piece in self.crew.make(first, seeds, self.student):
-            self.ensemble.count(piece.passes)
-            yield self._counted(piece.made)
-
-    def _synthesize(self) -> Inverted:
-        rng = self.stream("synthesis", self.num_batches)
-        return self._counted(self.synthesizer(self.ensemble, self.student, self.task, rng))
-
-    def _counted(self, made: Inverted) -> Inverted:
-        self.num_batches, self.num_images = self.num_batches + 1, self.num_images + len(made.y)
-        self.inverted = made.losses
-        return made
 
     def tune(self, epoch: int) -> None:
         """Let the ensemble's rule learn from the pool, where it can; what it has come to labels the pool."""
@@ -171,7 +138,8 @@ class Transfer:
         if not self.replay.act():
             return
         with self.progress.phase("distillation"):
-            rng, losses = self.stream("distillation", self.num_lessons), list[float]()
+            losses: list[float] = []
+            rng = self.stream("distillation", self.num_lessons)
             for number, part in self.budget.pieces(steps, share):
                 losses += [self.lesson(self.ensemble, draws, number, part, rng)] * number
             self.lesson.settle(draws, rng)
@@ -195,46 +163,47 @@ class Transfer:
         if not self.replay.act():
             return
         where = {"round": self.server_round, "epoch": epoch}
-        self.log.write("synthesis", **where, num_images=len(self.pool), **self.inverted)
+        self.log.write("synthesis", **where, num_images=len(self.pool), **self.supply.losses)
         self.log.write("distillation", **where, loss=self.loss)
         if look:
             with self.progress.phase("evaluation"):
-                self.log.write("evaluate", **where, accuracy=self.evaluate(self.student))
+                self.log.write("evaluate", **where, accuracy=self.evaluate(self.supply.student))
 
     def note(self) -> str:
         """The state in a line."""
-        return f"pool {len(self.pool):,}  inversion {self.inverted['total']:.3f}  kd {self.loss:.3f}"
+        return f"pool {len(self.pool):,}  inversion {self.supply.losses['total']:.3f}  kd {self.loss:.3f}"
 
     @property
     def scene(self) -> Scene:
         """Where the state of the parts is taken and put back."""
-        return Scene(self.task, self.ensemble.num_examples_K.device, self.ensemble.layers)
+        return Scene(self.supply.task, self.ensemble.num_examples_K.device, self.ensemble.layers)
 
     def state_dict(self) -> Tree:
         """All that the transfer has come to, and how far it is."""
+        supply, scene = self.supply, self.scene
         return {
             "replay": self.replay.state_dict(),
-            "counts": [self.num_batches, self.num_lessons, self.num_images, self.ensemble.passes],
-            "losses": [self.loss, self.inverted],
+            "counts": [supply.num_batches, self.num_lessons, supply.num_images, self.ensemble.passes],
+            "losses": [self.loss, supply.losses],
             "made": None if self.made is None else self.made.state_dict(),
-            "student": self.student.state_dict(),
+            "student": supply.student.state_dict(),
             "lesson": self.lesson.state_dict(),
-            "synthesizer": state_of(self.synthesizer if self.crew is None else self.crew, self.scene),
-            "combine": state_of(self.ensemble.combine, self.scene),
+            "synthesizer": state_of(supply.maker, scene),
+            "combine": state_of(self.ensemble.combine, scene),
             "pool": self.pool.state_dict(),
         }
 
     def load_state_dict(self, state: Tree) -> None:
         """Go on from `state`: to be called before the schedule."""
-        scene = self.scene
+        supply, scene = self.supply, self.scene
         self.replay.load_state_dict(state["replay"])
-        self.num_batches, self.num_lessons, self.num_images, passes = state["counts"]
+        supply.num_batches, self.num_lessons, supply.num_images, passes = state["counts"]
         self.ensemble.count(passes - self.ensemble.passes)
-        self.loss, self.inverted = state["losses"]
+        self.loss, supply.losses = state["losses"]
         self.made = Inverted.restored(state["made"], scene.device)
-        self.student.load_state_dict(state["student"])
+        supply.student.load_state_dict(state["student"])
         self.lesson.load_state_dict(state["lesson"])
-        restore(self.synthesizer if self.crew is None else self.crew, state["synthesizer"], scene)
+        restore(supply.maker, state["synthesizer"], scene)
         restore(self.ensemble.combine, state["combine"], scene)
         self.pool.load_state_dict(state["pool"])
 
@@ -260,7 +229,8 @@ def transfer(
 ) -> dict[str, float]:
     """Teach `student`, in place, what `ensemble` knows.
 
-    The arguments are those of `Transfer`, but for the budget: `budget_s` seconds, > 0, by `clock`; None: no limit.
+    The arguments are those of `Supply` and `Transfer`, but for `seed`, which is the run's, and for the budget:
+    `budget_s` seconds, > 0, by `clock`; None: no limit.
 
     Returns:
         Teacher passes, images synthesized and the last loss of distillation.
@@ -273,21 +243,15 @@ def transfer(
         crew.begin(ensemble, synthesizer, task)
     if isinstance(ensemble.combine, Learns):
         ensemble.combine.begin(ensemble.clients)
+
+    def streams(what: str, number: int) -> torch.Generator:
+        return stream(seed, what, "round", server_round, "number", number)
+
+    supply = Supply(ensemble, student, synthesizer, task, partial(streams, "synthesis"), crew)
+    lesson, before = distiller.begin(student, server_round), ensemble.passes
+    budget = Budget(checked_budget(budget_s), clock)
     state = Transfer(
-        ensemble,
-        student,
-        synthesizer,
-        distiller.begin(student, server_round),
-        pool,
-        task,
-        seed,
-        server_round,
-        progress,
-        log,
-        evaluate,
-        Budget(checked_budget(budget_s), clock),
-        checkpoints=checkpoints,
-        crew=crew,
+        supply, lesson, pool, streams, server_round, progress, log, evaluate, budget, checkpoints
     )
     if checkpoints is not None and (before_this := checkpoints.resumed()) is not None:
         state.load_state_dict(before_this)
@@ -296,5 +260,5 @@ def transfer(
     schedule(state)
     if crew is not None:
         crew.end()
-    passes, images = ensemble.passes - state.before, state.num_images
-    return {"teacher-passes": float(passes), "images": float(images), "kd-loss": state.loss}
+    passes = ensemble.passes - before
+    return {"teacher-passes": float(passes), "images": float(supply.num_images), "kd-loss": state.loss}
