@@ -6,15 +6,15 @@ python -m simulations.fedgen --dry-run                           # the commands,
 python -m simulations.fedgen -- data=mnist data.download=true    # the paper's data
 
 20 clients, 10 a round, 20 steps of SGD each, at a rate that falls by .99 a round for all methods, as in the released
-code; batch norm's statistics stay on the clients. FedGen as released and as in the paper, beside FedAvg. "own tests" is
-the paper's metric: every client scores the global weights with its own statistics on test images of labels that it
-owns.
+code, but for `fedavg_constant`; batch norm's statistics stay on the clients. FedGen as released and as in the paper,
+beside FedAvg. "own tests" is the paper's metric: every client scores the global weights with its own statistics on test
+images of labels that it owns.
 """
 
 import sys
 from collections.abc import Sequence
 
-from simulations.federated import METHODS
+from simulations.federated import METHODS, averaging
 from simulations.study import Study, main
 from simulations.sweep import Launch
 
@@ -26,7 +26,10 @@ STUDY = Study(
     "simulations.fedgen",
     (__doc__ or "").split("\n")[0],
     ["experiment=fedgen_mnist", "data=fashion_mnist", f"rounds={ROUNDS}", "evaluate_every=5"],
-    {name: METHODS[name] for name in ("fedavg", "fedgen", "fedgen_paper")},
+    {
+        **{name: METHODS[name] for name in ("fedavg", "fedgen", "fedgen_paper")},
+        "fedavg_constant": averaging("fedavg", "local.round_decay=1"),
+    },
     partitions=("fedgen",),
     clients=(20,),
     seeds={None: (0, 1, 2)},

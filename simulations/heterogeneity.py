@@ -11,7 +11,6 @@ every run by round and bytes.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 
 from simulations.federated import METHODS
 from simulations.study import Study, main
@@ -26,7 +25,7 @@ STUDY = Study(
     "simulations.heterogeneity",
     (__doc__ or "").split("\n")[0],
     SETTING,
-    {**METHODS, "feddf": replace(METHODS["feddf"], overrides=("strategy=feddf", "held_out=5000"))},
+    METHODS,
     ["fedavg", "fedprox", "fedgen", "fedftg", "fed_cmi"],
     clients=(20,),
     budget=60.0,

@@ -63,6 +63,7 @@ def plan(study: Study, options: argparse.Namespace) -> list[Cell]:
     out = options.out.resolve()
     shared = (
         *study.setting,
+        *dict.fromkeys(override for name in options.methods for override in study.methods[name].of_all),
         "backend=local" if options.jobs > 1 else "backend=ray",
         f"server_threads={options.threads}",
         f"teacher_cache={out / 'teachers'}",
