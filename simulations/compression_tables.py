@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from simulations.known import Row, joined
-from simulations.results import spread
+from simulations.lines import spread
 from simulations.sweep import Cell, Result
 
 __all__ = ["KEYS", "accuracies", "executed", "row_of", "write_tables"]

@@ -1,29 +1,21 @@
 """What a sweep of federated runs found: tidy CSV, tables in markdown and LaTeX, plots."""
 
 import csv
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
-
-from scipy.stats import ttest_rel
 
 from fl_cmi.report.metrics import MetricsLog
 from simulations.known import NOTHING, Known, joined
+from simulations.lines import METRICS, Rows, lines_of, setting_of, spread
 from simulations.plots import draw
 from simulations.sweep import Cell, Result, Value
 
-__all__ = ["KEYS", "Line", "lines_of", "p_value", "row_of", "spread", "write_results"]
-
-Rows = Sequence[dict[str, Any]]
+__all__ = ["KEYS", "row_of", "write_results"]
 
 KEYS = ("method", "partition", "alpha", "clients", "seed")
 """Columns that tell one run from another."""
-
-LEAST = 3
-"""Seeds below which no test is made."""
 
 FORMATS: dict[str, tuple[float, int]] = {
     "accuracy": (100, 2),
@@ -131,81 +123,6 @@ def write_csv(path: Path, rows: Rows) -> None:
         writer.writerows(rows)
 
 
-def setting_of(row: Mapping[str, Any]) -> dict[str, Value]:
-    """Where a method met its rivals."""
-    return {key: row[key] for key in ("partition", "alpha", "clients")}
-
-
-@dataclass(frozen=True)
-class Line:
-    """A method in one setting, over seeds.
-
-    Args:
-        setting: Partition, alpha, clients.
-        method: Its name.
-        rows: Of its runs that came to an end, by seed.
-        failed: How many did not.
-        p: Of a two-sided paired t-test over seeds against the best rival; None where it says nothing.
-    """
-
-    setting: Mapping[str, Value]
-    method: str
-    rows: Mapping[int, Mapping[str, Any]]
-    failed: int
-    p: float | None = None
-
-    def values(self, name: str) -> list[float]:
-        """One column over seeds; runs without it are left out."""
-        return [float(row[name]) for row in self.rows.values() if row[name] not in (None, "")]
-
-    @property
-    def accuracy(self) -> float:
-        """The mean, -1 without runs."""
-        return fmean(self.values("accuracy")) if self.rows else -1.0
-
-    @property
-    def budget(self) -> float:
-        """Of the server in a round, 0 without."""
-        return max((row["budget_cpu_s"] or 0.0 for row in self.rows.values()), default=0.0)
-
-
-def lines_of(rows: Rows) -> list[Line]:
-    """The table's lines: by setting, the best student first."""
-    settings = list(dict.fromkeys(tuple(setting_of(row).items()) for row in rows))
-    lines = []
-    for setting in settings:
-        here = [row for row in rows if tuple(setting_of(row).items()) == setting]
-        found = []
-        for method in dict.fromkeys(str(row["method"]) for row in here):
-            own = [row for row in here if row["method"] == method]
-            good = {int(row["seed"]): row for row in own if not row["failure"]}
-            found.append(Line(dict(setting), method, good, len(own) - len(good)))
-        tested = [replace(line, p=against_best(line, found)) for line in found]
-        lines += sorted(tested, key=lambda line: -line.accuracy)
-    return lines
-
-
-def against_best(line: Line, lines: Iterable[Line]) -> float | None:
-    """The p-value against the best of the others that had no larger budget; of all others, for a line without one."""
-    budget = line.budget if line.budget else math.inf
-    rivals = [
-        other for other in lines if other.method != line.method and other.rows and other.budget <= budget
-    ]
-    if not rivals:
-        return None
-    best = max(rivals, key=lambda rival: rival.accuracy)
-    seeds = sorted(line.rows.keys() & best.rows.keys())
-    return p_value(*([a.rows[seed]["accuracy"] for seed in seeds] for a in (line, best)))
-
-
-def p_value(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
-    """Of the two-sided paired t-test; None for fewer than 3 pairs, or where all differences are the same."""
-    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-    if len(differences) < LEAST or max(differences) - min(differences) < 1e-12:
-        return None
-    return float(ttest_rel(ours, theirs).pvalue)
-
-
 def table(rows: Rows, plus_minus: str = "+-") -> tuple[list[str], list[list[str]], dict[str, Value]]:
     """Heads, lines of text, and what is the same for all lines."""
     lines = lines_of(rows)
@@ -213,32 +130,26 @@ def table(rows: Rows, plus_minus: str = "+-") -> tuple[list[str], list[list[str]
     same = {key: first[key] for key in first if all(line.setting[key] == first[key] for line in lines)}
     heads = [key for key in first if key not in same]
     columns = [name for name in FORMATS if name != "own_tests" or any(line.values(name) for line in lines)]
+    tested = [name for name in METRICS if name in columns]
     found = [
         [
             *(str(line.setting[key]) for key in heads),
             line.method,
             f"{len(line.rows)} ({line.failed} failed)" if line.failed else str(len(line.rows)),
             *(spread(line.values(name), *FORMATS[name], plus_minus) for name in columns),
-            "-" if line.p is None else f"{line.p:.3f}",
+            *("-" if (p := line.p[name]) is None else f"{p:.3f}" for name in tested),
         ]
         for line in lines
     ]
-    return [*heads, "method", "seeds", *(HEADS[name] for name in columns), "p"], found, same
-
-
-def spread(values: Sequence[float], factor: float = 1.0, places: int = 2, plus_minus: str = "+-") -> str:
-    """The mean, with the sample's standard deviation where there are several; - for none."""
-    if not values:
-        return "-"
-    mean = f"{factor * fmean(values):,.{places}f}"
-    return mean if len(values) < 2 else f"{mean} {plus_minus} {factor * stdev(values):,.{places}f}"
+    tests = ("p", "p of own tests")[: len(tested)]
+    return [*heads, "method", "seeds", *(HEADS[name] for name in columns), *tests], found, same
 
 
 EXPLANATION = (
     "Accuracy on test images after the last round, mean +- standard deviation over seeds; gap: points below the"
     " ensemble of the last round's clients; MB: sent to and from all clients; server: synthesis, distillation and"
-    " averaging of all rounds; p: paired t-test over seeds against the best other method with no larger budget"
-    " (of all others, for a method without one; 3 seeds or more)."
+    " averaging of all rounds; p: paired t-test against the best other method with no larger budget (of all others, for"
+    " a method without one) over the seeds on which both started from the same clients, 3 or more."
 )
 
 OWN_TESTS = (
@@ -259,13 +170,17 @@ def markdown(command: str, rows: Rows) -> str:
     text += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     text += ["| " + " | ".join(line) + " |" for line in lines]
     text += ["", "Partitions (sha256):", ""]
+    good = [row for row in rows if not row["failure"]]
     hashes = {
-        (*setting_of(row).items(), ("seed", row["seed"])): row["partition_hash"]
-        for row in rows
-        if not row["failure"]
+        (*setting_of(row).items(), ("seed", row["seed"]), ("hash", row["partition_hash"][:16])): None
+        for row in good
     }
-    for at, found in hashes.items():
-        text.append(f"- {' '.join(f'{key} {value}' for key, value in at if value != '')}: `{found[:16]}`")
+    for *at, (_, found) in hashes:
+        text.append(f"- {' '.join(f'{key} {value}' for key, value in at if value != '')}: `{found}`")
+    commits = Counter(row["commit"] for row in good)
+    if len(commits) > 1:
+        told = (f"`{(commit or 'none')[:12]}` {number}" for commit, number in commits.items())
+        text += ["", f"Runs by version of the code (commit; the CSV has each run's): {', '.join(told)}."]
     failed = [row for row in rows if row["failure"]]
     if failed:
         text += ["", "Failed:", ""]

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from simulations.results import spread
+from simulations.lines import spread
 
 __all__ = ["COLUMNS", "write_tables"]
 

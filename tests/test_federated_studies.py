@@ -21,8 +21,9 @@ from fl_cmi.report.progress import Progress
 from fl_cmi.simulate import run as simulate
 from simulations import ablation, client_sweep, fedgen, heterogeneity, mixed, one_shot
 from simulations.federated import METHODS, Method
+from simulations.lines import p_value, spread
 from simulations.plots import series
-from simulations.results import p_value, spread, write_results
+from simulations.results import write_results
 from simulations.study import Study, main, options_of, plan
 from simulations.sweep import BusyError, Cell, carry_out, cores, launcher, sweep
 
@@ -299,7 +300,27 @@ def test_every_method_of_a_study_fits_together(
         assert config["schedule"][endless] == 1_000_000, "time ends it"
 
 
-def summary(accuracy: float, budget: float | None = 600.0) -> dict[str, Any]:
+@pytest.mark.parametrize("others", [[], ["feddf"]])
+def test_images_that_a_method_keeps_are_kept_from_all_clients(others: list[str], tmp_path: Path) -> None:
+    options = options_of(heterogeneity.STUDY, ["--methods", "fedavg", *others, "--out", str(tmp_path)])
+    cells = plan(heterogeneity.STUDY, options)
+    assert len(cells) == 1 + len(others)
+    assert {cell.config()["held_out"] for cell in cells} == {5000 if others else 0}
+
+
+def test_fedgen_trains_at_its_own_rate_in_every_sweep() -> None:
+    """That of its own experiment, which is constant within a round."""
+
+    def local(study: Study) -> Any:
+        return plan(study, options_of(study, ["--methods", "fedgen", "--seeds", "0"]))[0].config()["local"]
+
+    many, own = local(heterogeneity.STUDY), local(fedgen.STUDY)
+    assert own["schedule"]["_target_"] == "fl_cmi.training.constant"
+    for key in ("optimizer", "schedule", "round_decay", "decay_by"):
+        assert many[key] == own[key], key
+
+
+def summary(accuracy: float, budget: float | None = 600.0, clients: str = "0") -> dict[str, Any]:
     return {
         "student": {"accuracy_last": accuracy, "accuracy_best": accuracy},
         "ensemble": {"accuracy": 0.9},
@@ -313,7 +334,7 @@ def summary(accuracy: float, budget: float | None = 600.0) -> dict[str, Any]:
         "seconds": {"total": 400.0},
         "teacher_cache": "hit",
         "failures": [],
-        "partition": {"hash": "0" * 64},
+        "partition": {"hash": clients * 64},
         "threads": {"server": 2},
         "device": "cpu",
         "commit": None,
@@ -364,6 +385,56 @@ def test_lines_are_tested_against_the_best_rival(tmp_path: Path) -> None:
     assert tex.count(r"\midrule") == 2
     assert "- theirs, partition dirichlet alpha 0.5 clients 5 seed 0: fl_cmi: 100 % wrong_" in text
     assert "partition dirichlet; clients 5; 600 or 2400 CPU seconds" in text
+
+
+def test_rivals_are_those_who_started_from_the_same_clients(tmp_path: Path) -> None:
+    """Neither one lucky seed nor runs from other clients are what a method is tested against."""
+    ours, theirs = (0.80, 0.84, 0.82), (0.70, 0.79, 0.73)
+    results: list[tuple[Cell, Any]] = [(cell("lucky", 0), summary(0.99))]
+    for seed in range(3):
+        results.append((cell("ours", seed), summary(ours[seed])))
+        results.append((cell("theirs", seed), summary(theirs[seed])))
+        results.append((cell("others", seed), summary(0.9 + 0.01 * seed**2, clients="1")))
+    text = write_results(tmp_path, "python -m simulations.x", results)
+    p = {
+        line.split(" | ")[0][2:]: line.split(" | ")[-1] for line in text.splitlines() if line.startswith("| ")
+    }
+    expected = f"{ttest_rel(ours, theirs).pvalue:.3f} |"
+    assert {name: p[name] for name in ("lucky", "others", "ours", "theirs")} == {
+        "lucky": "- |",
+        "others": "- |",
+        "ours": expected,
+        "theirs": expected,
+    }
+    for seed in range(3):
+        for clients in "01":
+            assert f"- partition dirichlet alpha 0.1 clients 5 seed {seed}: `{clients * 16}`" in text
+
+
+def test_own_tests_have_a_test_of_their_own(tmp_path: Path) -> None:
+    accuracy = {"ours": (0.80, 0.84, 0.82), "theirs": (0.70, 0.79, 0.73)}
+    own = {"ours": (0.50, 0.52, 0.57), "theirs": (0.49, 0.55, 0.58)}
+    text = write_results(
+        tmp_path,
+        "python -m simulations.x",
+        [
+            (cell(name, seed), {**summary(accuracy[name][seed]), "own_tests": own[name][seed]})
+            for name in accuracy
+            for seed in range(3)
+        ],
+    )
+    found = [ttest_rel(*metric.values()).pvalue for metric in (accuracy, own)]
+    assert "| p | p of own tests |" in text
+    assert text.count(f" | {found[0]:.3f} | {found[1]:.3f} |") == 2
+
+
+def test_versions_of_the_code_are_told_where_they_differ(tmp_path: Path) -> None:
+    def told(*commits: str) -> str:
+        results = [(cell("ours", k), {**summary(0.5), "commit": commit}) for k, commit in enumerate(commits)]
+        return write_results(tmp_path, "python -m simulations.x", results)
+
+    assert "version" not in told("a" * 40, "a" * 40)
+    assert f"run's): `{'a' * 12}` 2, `{'b' * 12}` 1." in told("a" * 40, "b" * 40, "a" * 40)
 
 
 def test_a_test_needs_three_pairs_that_differ() -> None:
