@@ -26,6 +26,7 @@ from fl_cmi.compression.stage import FineTuning, Stage, alone
 from fl_cmi.compression.statistics import check_recalibration, doubt, recalibrated
 from fl_cmi.data.dataset import Dataset
 from fl_cmi.distillation.distiller import Distiller
+from fl_cmi.ensemble import Ensemble
 from fl_cmi.evaluate import accuracy, predict
 from fl_cmi.memory import keep_freed_memory
 from fl_cmi.models.checkpoint import load_weights
@@ -77,7 +78,7 @@ def run(config: Config, run_dir: Path, command: str | None = None) -> dict[str, 
         source.check(teacher)
         if config["recalibrate"]:
             check_recalibration(model, source)
-        distiller = distiller_of(config, compressor)
+        distiller = distiller_of(config, compressor, teacher)
         calibrate = build(config["calibrate"], "calibrate")
     with progress.phase("images"):
         pool = source(teacher, what, data.train, seed)
@@ -156,11 +157,11 @@ def checkpoint(config: Config) -> tuple[str, str]:
     return str(Path(str(run_dir)).expanduser() / "student.safetensors"), "run_dir"
 
 
-def distiller_of(config: Config, compressor: Compressor) -> Distiller | None:
+def distiller_of(config: Config, compressor: Compressor, teacher: Ensemble) -> Distiller | None:
     """Of self-distillation, if it is wanted.
 
     Raises:
-        ConfigError: The small model cannot be trained.
+        ConfigError: The small model cannot be trained, or the distiller needs more than a model tells.
     """
     if not config["kd"]:
         return None
@@ -168,6 +169,11 @@ def distiller_of(config: Config, compressor: Compressor) -> Distiller | None:
         name = type(compressor).__name__
         raise ConfigError("kd", "true", f"false, because compression={name} cannot be trained; low_bit can")
     distiller: Distiller = build(config["distiller"], "distiller")
+    try:
+        distiller.check(teacher, teacher.models[0])
+    except ConfigError as error:
+        why = f"one for a model of whose training nothing is known ({error})"
+        raise ConfigError("distiller", "...", why) from error
     return distiller
 
 

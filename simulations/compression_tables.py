@@ -55,6 +55,7 @@ def row_of(cell: Cell, result: Result) -> dict[str, Any]:
             for name, side in (("fp32", before), ("small", after))
             for size, taken in (side["latency_ms"] or {}).items()
         },
+        "threads": result["threads"],
         "total_s": result["seconds"]["total"],
         "commit": result["commit"],
         "failure": "",
@@ -94,7 +95,7 @@ def executed(rows: Sequence[Mapping[str, Any]]) -> str:
     if not real:
         return ""
     lines = [
-        "Executed int8: points lost, file smaller by, times as fast as fp32 (beside the other runs, with --jobs):",
+        "Executed int8: points lost, file smaller by, times as fast as fp32 (other jobs may run beside it):",
         "",
         "| training | model | images | lost | smaller | " + " | ".join(f"batch {n}" for n in SPEEDS) + " |",
         "|---" * (5 + len(SPEEDS)) + "|",

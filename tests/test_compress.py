@@ -15,12 +15,14 @@ from fl_cmi.bank import Pool
 from fl_cmi.compose import compose_config, config_folder, dataset, make_model, task
 from fl_cmi.compress import main
 from fl_cmi.compression import packing
+from fl_cmi.compression.images import Synthesized
 from fl_cmi.compression.low_bit import LowBit
 from fl_cmi.compression.simulated import quantized_layers
 from fl_cmi.compression.stage import alone
 from fl_cmi.compression.statistics import recalibrated
 from fl_cmi.evaluate import accuracy
 from fl_cmi.simulate import run as simulate
+from fl_cmi.types import ConfigError
 from fl_cmi.verify import findings
 
 
@@ -138,6 +140,18 @@ def test_calibration_does_not_depend_on_the_distiller(choice: str, finished: Pat
         "CropFlip",
         "Cutout",
     ]
+
+
+def test_a_distiller_that_does_not_fit_is_refused_before_images_are_made(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Synthesized, "__call__", lambda *_: pytest.fail("images"))
+    with pytest.raises(
+        ConfigError,
+        match=r"distiller=\.\.\.: one for a model of whose training nothing is known .*label counts",
+    ):
+        compress(tmp_path, f"run_dir={finished}", *QUICK, "kd=true", "distiller=fedftg")
+    assert not list(tmp_path.rglob("summary.json"))
 
 
 def test_endless_numbers_can_be_told(finished: Path, tmp_path: Path) -> None:

@@ -85,6 +85,21 @@ def test_images_that_do_not_differ_leave_no_range() -> None:
         measure_ranges(dead, BATCHES)
 
 
+def test_no_images_at_all_leave_no_range() -> None:
+    with pytest.raises(ConfigError, match="at least one image"):
+        next(iter(Calibration(1, 4).images(Pool(), rng(), torch.device("cpu"))))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_of_no_numbers_is_not_the_images_fault(value: float) -> None:
+    broken = wide()
+    nn.init.constant_(broken.norms[0].bias, value)
+    with pytest.raises(
+        ConfigError, match=r"model=\w+: a model whose layers see finite numbers; .* convs\.1 is not"
+    ):
+        measure_ranges(broken, BATCHES)
+
+
 @pytest.mark.parametrize("shade", [0.0, 0.4, 1.0])
 def test_images_of_one_colour_each_are_refused(shade: float) -> None:
     """Cutout and shifts would blacken parts of them, and leave a range."""

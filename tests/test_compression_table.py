@@ -29,6 +29,7 @@ def result_of(cell: Cell, calibrated: float = 0.8) -> dict[str, Any]:
         "compression": {"kd": {"steps": steps[-1]} if low else None, "executed": not low},
         "calibration": {"images": 10 if cell.where.get("images") == "one a class" else 512},
         "ratio": 4.0,
+        "threads": 1,
         "seconds": {"total": 1.0},
         "commit": "c",
     }
@@ -62,6 +63,19 @@ def test_every_command_composes(tmp_path: Path) -> None:
     for cell in (*whole.images, *some):
         if {"seed": 0, "model": "convnet", "training": "federated"}.items() <= cell.where.items():
             assert cell.config()["data"]["_target_"].endswith("fashion_mnist.load")
+
+
+def test_overrides_apply_to_every_compression(tmp_path: Path) -> None:
+    """Those of keys that the sweep sets, too."""
+    given = ["calibration.images=7", "compression.ends=3"]
+    whole = plan(options_of([*ONE, "--bits", "W4A8", "--out", str(tmp_path), "--", *given]))
+    fake([])(whole.models[0], None)
+    for cell in whole.cells:
+        config = cell.config()
+        assert (config["calibration"]["images"], config["compression"]["ends"]) == (7, 3), cell.name
+    assert len(whole.images) == 4
+    for cell in whole.images:
+        assert cell.config()["calibration"]["images"] == 7, cell.name
 
 
 def test_a_dry_run_only_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

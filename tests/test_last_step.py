@@ -40,7 +40,7 @@ def test_the_last_step_is_shown(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text(encoding="utf-8"))
     console = Console(width=100, record=True, file=io.StringIO())
     print_summary(summary, console)
-    line = "W4A8 simulated: "
+    line = "W4A8 simulated, ends at 8 bits: "
     assert line in console.export_text()
     page = (finished / "report.html").read_text(encoding="utf-8")
     assert line in page and "<h2>Compressed</h2>" in page

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from jaxtyping import Float
@@ -13,6 +14,8 @@ from fl_cmi.bank import Pool
 from fl_cmi.types import ConfigError
 
 __all__ = ["Calibration", "Range", "layers", "measure_ranges", "sample_range"]
+
+SOME = "at least one image to calibrate on"
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ def measure_ranges(
         batches: Images in [0, 1], at least one.
 
     Raises:
-        ConfigError: There is no image, a layer never ran, or a layer's input is the same number for all images.
+        ConfigError: There is no image, a layer never ran, or a layer's input is the same number for all images, or no
+            number.
     """
     training = model.training
     model.eval()
@@ -85,7 +89,7 @@ def measure_ranges(
     finally:
         model.train(training)
     if not any(found.values()):
-        raise ConfigError("calibration", 0, "at least one image to calibrate on")
+        raise ConfigError("calibration", 0, SOME)
     ranges = {}
     for name, seen in found.items():
         if not seen:
@@ -93,6 +97,9 @@ def measure_ranges(
                 "model", type(model).__name__, f"a model that runs all its layers, not all but {name}"
             )
         low, high = (torch.cat(ends).double().mean().item() for ends in zip(*seen, strict=True))
+        if not isfinite(low) or not isfinite(high):
+            sane = f"a model whose layers see finite numbers; the input of {name} is not"
+            raise ConfigError("model", type(model).__name__, sane)
         if not high > low:
             everywhere = (
                 f"on these images the input of {name} is {low:g} everywhere, which leaves it no range"
@@ -130,9 +137,11 @@ class Calibration:
         """The batches, one after the other.
 
         Raises:
-            ConfigError: All images are of one colour each, as from a generator that has collapsed. Cutout would give
-                them a range all the same.
+            ConfigError: There is none, or all are of one colour each, as from a generator that has collapsed. Cutout
+                would give them a range all the same.
         """
+        if not len(pool):
+            raise ConfigError("calibration", 0, SOME)
         x = pool.pixels.flatten(2)
         if bool((x.amin(2) == x.amax(2)).all()):
             why = f"images that show something; these {len(x):,} are of one colour each"

@@ -13,13 +13,15 @@ __all__ = ["print_compression", "report_line"]
 
 
 def report_line(summary: dict[str, Any]) -> str:
-    """A line such as `W4A8 simulated: 83.10 % -> 82.95 %, 97.2 kB -> 13.4 kB (7.3 x)`, or why there is none."""
+    """A line such as `W4A4 simulated: 83.10 % -> 82.95 %, 97.2 kB -> 13.4 kB (7.3 x)`, or why there is none."""
     if "failure" in summary:
         return f"failed: {summary['failure']}"
     bits, model, student = summary["compression"], summary["model"], summary["student"]
     how = "int8 kernels" if bits["executed"] else "simulated"
     if bits["executed"] and bits["int8_kernels"] < bits["layers"]:
         how += f" in {bits['int8_kernels']} of {bits['layers']} layers"
+    if (ends := bits.get("ends")) is not None and {ends} != {bits["w"], bits["a"]}:
+        how += f", ends at {ends} bits"
     how += ", fine-tuned" if bits["kd"] else ""
     return (
         f"W{bits['w']}A{bits['a']} {how}: {percent(model['accuracy'])} -> {percent(student['accuracy_last'])},"
