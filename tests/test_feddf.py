@@ -313,11 +313,11 @@ def test_options_out_of_range_are_refused(option: str, value: Any, tmp_path: Pat
 def test_students_share_what_is_left_of_the_time() -> None:
     now = [100.0]
     found = []
-    for share in shares(12.0, 3, lambda: now[0]):
+    for share in shares(15.0, 3, lambda: now[0], 97.0):  # 3 s went into choosing clients and images
         found.append(share)
         now[0] += {1: 5.0, 2: 1.0, 3: 9.0}[len(found)]  # late, early, late
     assert found == [4.0, 3.5, 6.0]
-    assert list(shares(None, 2, lambda: 0.0)) == [None, None]
+    assert list(shares(None, 2, lambda: 0.0, 0.0)) == [None, None]
 
 
 # ------------------------------------------------------------------------------------------ the maths

@@ -115,7 +115,7 @@ class FedDF(FedAvg):
         valid, _ = self._check_and_log_replies(replies, is_train=True, validate=False)
         if not valid:
             return None, None
-        side, prototypes = self.side, self.prototypes
+        begin, side, prototypes = self.clock(), self.side, self.prototypes
         updates = self.kept(unpack_updates(valid))
         teachers = [side.teacher(update) for update in updates]
         ensemble = Ensemble(teachers, self.combine, precision=side.precision).to(side.device)
@@ -127,7 +127,7 @@ class FedDF(FedAvg):
         if self.students == "all":
             kinds += [kind for kind in renewed if kind != prototypes.own]
         draws = self.draws(ensemble)
-        seconds = shares(self.budget_s, len(kinds), self.clock)
+        seconds = shares(self.budget_s, len(kinds), self.clock, begin)
         for number, (kind, share) in enumerate(zip(kinds, seconds, strict=True)):
             stopped = self.distil(kind, number, ensemble, draws, server_round, Budget(share, self.clock))
             side.log.write("feddf", round=server_round, student=number, **vars(stopped))
@@ -195,9 +195,15 @@ class FedDF(FedAvg):
         return [updates[k] for k in worth_keeping(found, side.task.num_classes)]
 
 
-def shares(total: float | None, students: int, clock: Clock) -> Iterator[float | None]:
-    """Seconds for each student in turn: an equal share of what is left, so that only the last can be late."""
-    begin = clock()
+def shares(total: float | None, students: int, clock: Clock, begin: float) -> Iterator[float | None]:
+    """Seconds for each student in turn: an equal share of what is left, so that only the last can be late.
+
+    Args:
+        total: From `begin` on; None: no limit.
+        students: How many.
+        clock: Of the budget.
+        begin: When it began, before clients and images were chosen.
+    """
     for number in range(students):
         yield None if total is None else (total - (clock() - begin)) / (students - number)
 
