@@ -137,7 +137,7 @@ def test_many_rounds_have_a_course(tmp_path: Path) -> None:
     assert line.split(" | ")[3] == spread([float(row["own_tests"])], 100)
     assert "| own tests % |" in table[4]
     tex = (tmp_path / "table.tex").read_text(encoding="utf-8").splitlines()
-    assert tex[1] == r"\begin{tabular}{ll" + "r" * 9 + "}"
+    assert tex[1] == r"\begin{tabular}{ll" + "r" * 10 + "}"
     assert tex[3].count("&") == 2 + 9 - 1
 
 
