@@ -138,7 +138,7 @@ def test_many_rounds_have_a_course(tmp_path: Path) -> None:
     assert "| own tests % |" in table[4]
     tex = (tmp_path / "table.tex").read_text(encoding="utf-8").splitlines()
     assert tex[1] == r"\begin{tabular}{ll" + "r" * 10 + "}"
-    assert tex[3].count("&") == 2 + 9 - 1
+    assert tex[3].count("&") == 2 + 10 - 1
 
 
 def test_a_dry_run_prints_commands_and_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
