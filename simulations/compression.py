@@ -129,7 +129,7 @@ def plan(options: argparse.Namespace) -> Plan:
                 trained = (*TRAININGS[training], *MODELS[model], f"seed={seed}", "backend=local")
                 found.models.append(Cell(where, (*trained, f"server_threads={options.threads}"), folder))
                 here = [f"run_dir={folder}", f"seed={seed}", f"threads={options.threads}"]
-                shared, last = [*here, *FINE_TUNING], options.overrides
+                shared = [*here, *FINE_TUNING]
                 for images in options.images:
                     if training == "central" and images == "pool":
                         continue  # no pool has taught it
@@ -137,13 +137,13 @@ def plan(options: argparse.Namespace) -> Plan:
                     if chosen is None:
                         make = (*INVERTED[images], f"calibration.images={NUMBER}", "save_pool=true")
                         named = {**where, "images": images}
-                        own = (*shared, *make, *last)
+                        own = (*shared, *make, *options.overrides)
                         found.images.append(Cell(named, own, inside, "compress", adopted))
                         chosen = ["calibration=pool", f"calibration.path={inside / 'pool.safetensors'}"]
                     for bits in options.bits:
                         named = {**where, "images": images, "bits": bits}
                         kd = [] if bits == "int8" else ["kd=true"]
-                        own = (*shared, *chosen, *BITS[bits], *kd, *last)
+                        own = (*shared, *chosen, *BITS[bits], *kd, *options.overrides)
                         found.cells.append(Cell(named, own, inside / bits, "compress", adopted))
     found.cells[:] = [cell for cell in found.cells if not covered(cell.where, options.known.rows)]
     needed = {folder for cell in found.cells for folder in cell.folder.parents}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from simulations.methods import ENDLESS, SMALL_BATCH, SMALL_GENERATOR, generator, pool
 
-__all__ = ["METHODS", "Method", "averaging"]
+__all__ = ["HELD_OUT", "METHODS", "Method", "averaging"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,9 @@ SETTLED = (
 )
 """Half of the time makes images, the other half teaches them."""
 
+HELD_OUT = "held_out=5000"
+"""Training images of the server, in the sweeps where it has some."""
+
 METHODS: dict[str, Method] = {
     "fedavg": averaging("fedavg"),
     "fedprox": averaging("fedprox"),
@@ -61,7 +64,7 @@ METHODS: dict[str, Method] = {
     "fed_ensemble": averaging("fed_ensemble"),
     "fedgen": averaging("fedgen", *FEDGENS_OWN),
     "fedgen_paper": averaging("fedgen_paper", *FEDGENS_OWN),
-    "feddf": Method(("strategy=feddf",), of_all=("held_out=5000",)),
+    "feddf": Method(("strategy=feddf",), of_all=(HELD_OUT,)),
     "f_adi": Method(("method=f_adi", "synthesizer.inversion.steps=100", *pool(steps=80)[1:])),
     "f_dafl": Method(tuple(generator("f_dafl"))),
     "dense": Method(("method=dense", *SMALL_GENERATOR, *SMALL_BATCH, *ENDLESS)),

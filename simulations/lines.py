@@ -17,8 +17,8 @@ Rows = Sequence[dict[str, Any]]
 LEAST = 3
 """Seeds below which no test is made."""
 
-METRICS = ("accuracy", "own_tests")
-"""What methods are tested by."""
+METRICS = {"accuracy": "p", "own_tests": "p of own tests"}
+"""What methods are tested by, and how its column is called."""
 
 
 def setting_of(row: Mapping[str, Any]) -> dict[str, Value]:

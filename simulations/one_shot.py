@@ -13,13 +13,13 @@ repeated, and clients are trained once. Overrides after `--` are for all runs an
 import sys
 from collections.abc import Sequence
 
-from simulations.federated import METHODS
+from simulations.federated import HELD_OUT, METHODS
 from simulations.study import Study, main
 from simulations.sweep import Launch
 
 __all__ = ["SETTING", "STUDY", "run"]
 
-SETTING = ["data=fashion_mnist", "model=convnet", "model.blocks=4", "local.epochs=20", "held_out=5000"]
+SETTING = ["data=fashion_mnist", "model=convnet", "model.blocks=4", "local.epochs=20", HELD_OUT]
 """Data, model and local training, as in `experiment=fmnist_oneshot`; the server's images are FedDF's."""
 
 STUDY = Study(

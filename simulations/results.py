@@ -141,8 +141,8 @@ def table(rows: Rows, plus_minus: str = "+-") -> tuple[list[str], list[list[str]
         ]
         for line in lines
     ]
-    tests = ("p", "p of own tests")[: len(tested)]
-    return [*heads, "method", "seeds", *(HEADS[name] for name in columns), *tests], found, same
+    last = [METRICS[name] for name in tested]
+    return [*heads, "method", "seeds", *(HEADS[name] for name in columns), *last], found, same
 
 
 EXPLANATION = (
@@ -171,12 +171,7 @@ def markdown(command: str, rows: Rows) -> str:
     text += ["| " + " | ".join(line) + " |" for line in lines]
     text += ["", "Partitions (sha256):", ""]
     good = [row for row in rows if not row["failure"]]
-    hashes = {
-        (*setting_of(row).items(), ("seed", row["seed"]), ("hash", row["partition_hash"][:16])): None
-        for row in good
-    }
-    for *at, (_, found) in hashes:
-        text.append(f"- {' '.join(f'{key} {value}' for key, value in at if value != '')}: `{found}`")
+    text += dict.fromkeys(f"- {place_of(row)}: `{row['partition_hash'][:16]}`" for row in good)
     commits = Counter(row["commit"] for row in good)
     if len(commits) > 1:
         told = (f"`{(commit or 'none')[:12]}` {number}" for commit, number in commits.items())
@@ -184,12 +179,14 @@ def markdown(command: str, rows: Rows) -> str:
     failed = [row for row in rows if row["failure"]]
     if failed:
         text += ["", "Failed:", ""]
-        for row in failed:
-            where = " ".join(
-                f"{k} {v}" for k, v in {**setting_of(row), "seed": row["seed"]}.items() if v != ""
-            )
-            text.append(f"- {row['method']}, {where}: {row['failure']}")
+        text += [f"- {row['method']}, {place_of(row)}: {row['failure']}" for row in failed]
     return "\n".join(text) + "\n"
+
+
+def place_of(row: Mapping[str, Any]) -> str:
+    """Setting and seed in words."""
+    at = {**setting_of(row), "seed": row["seed"]}
+    return " ".join(f"{key} {value}" for key, value in at.items() if value != "")
 
 
 def latex(command: str, rows: Rows) -> str:

@@ -62,8 +62,9 @@ def plan(study: Study, options: argparse.Namespace) -> list[Cell]:
     """One cell for every point and method; methods that share teachers lie side by side."""
     out = options.out.resolve()
     shared = (
-        *study.setting,
-        *dict.fromkeys(override for name in options.methods for override in study.methods[name].of_all),
+        *dict.fromkeys(
+            [*study.setting, *(asked for name in options.methods for asked in study.methods[name].of_all)]
+        ),
         "backend=local" if options.jobs > 1 else "backend=ray",
         f"server_threads={options.threads}",
         f"teacher_cache={out / 'teachers'}",

@@ -13,9 +13,12 @@ from fl_cmi.augment import Augment, Identity
 from fl_cmi.bank import Pool
 from fl_cmi.types import ConfigError
 
-__all__ = ["Calibration", "Range", "layers", "measure_ranges", "sample_range"]
+__all__ = ["Calibration", "Range", "layers", "measure_ranges", "no_images", "sample_range"]
 
-SOME = "at least one image to calibrate on"
+
+def no_images() -> ConfigError:
+    """What is raised where there is nothing to calibrate on."""
+    return ConfigError("calibration", 0, "at least one image to calibrate on")
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def measure_ranges(
     finally:
         model.train(training)
     if not any(found.values()):
-        raise ConfigError("calibration", 0, SOME)
+        raise no_images()
     ranges = {}
     for name, seen in found.items():
         if not seen:
@@ -141,7 +144,7 @@ class Calibration:
                 would give them a range all the same.
         """
         if not len(pool):
-            raise ConfigError("calibration", 0, SOME)
+            raise no_images()
         x = pool.pixels.flatten(2)
         if bool((x.amin(2) == x.amax(2)).all()):
             why = f"images that show something; these {len(x):,} are of one colour each"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from fl_cmi.compression import archive
-from fl_cmi.compression.calibration import measure_ranges
+from fl_cmi.compression.calibration import measure_ranges, no_images
 from fl_cmi.compression.compressor import CompressionFailure, Written, by_library
 from fl_cmi.compression.onnx_export import save_onnx
 from fl_cmi.files import whole
@@ -75,7 +75,7 @@ class Int8:
         pieces = (piece for x in batches for piece in x.split(LARGEST_BATCH) if len(piece))
         first = next(pieces, None)
         if first is None:
-            raise ConfigError("calibration", 0, "at least one image to calibrate on")
+            raise no_images()
         with torch.no_grad(), quiet():
             with by_library(FAILED):
                 pt2e = importlib.import_module("torchao.quantization.pt2e.quantize_pt2e")
