@@ -22,7 +22,7 @@ from fl_cmi.simulate import run as simulate
 from simulations import ablation, client_sweep, fedgen, heterogeneity, mixed, one_shot
 from simulations.federated import METHODS, Method
 from simulations.lines import p_value, spread
-from simulations.plots import series
+from simulations.plots import best_first, series
 from simulations.results import write_results
 from simulations.study import Study, main, options_of, plan
 from simulations.sweep import BusyError, Cell, carry_out, cores, launcher, sweep
@@ -577,3 +577,15 @@ def test_a_line_of_many_points_has_a_band_instead_of_bars(rounds: int, bands: in
     for area in found:  # the mean and the deviation of two numbers that lie .1 apart
         heights = area.get_paths()[0].vertices[:, 1]
         assert max(heights) == pytest.approx(rounds / 100 + 0.05 + 0.1 / 2**0.5)
+
+
+def test_a_plot_names_the_best_method_first_and_tells_ten_apart() -> None:
+    rows = [
+        {"method": name, "accuracy": value}
+        for name, value in (("worst", 0.1), ("best", 0.9), ("worst", 0.4), ("middle", 0.3))
+    ]
+    assert best_first(rows) == ["best", "middle", "worst"]
+    axes = Figure().add_subplot()
+    for place in range(10):
+        series(axes, [{"round": 1, "accuracy": 0.5}], "round", f"method {place}", place, points=False)
+    assert len({box[0].get_color() for box in axes.containers}) == 10
