@@ -13,15 +13,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny import CLASSES, SHAPE, TASK, network, pixels
+from tiny import CLASSES, SHAPE, TASK, network, pixels, rng
 from torch import nn
 
+from fl_cmi.compression import int8
 from fl_cmi.compression.compressor import CompressionFailure
 from fl_cmi.compression.int8 import Executable, Int8, load_int8, require
 from fl_cmi.compression.onnx_export import save_onnx
 from fl_cmi.models.convnet import ConvNet
 from fl_cmi.models.lenet import LeNet
 from fl_cmi.models.resnet import ResNet
+from fl_cmi.models.wide_resnet import WideResNet
 from fl_cmi.types import ConfigError
 
 BATCHES = [pixels(8, seed=1), pixels(8, seed=2)]
@@ -69,6 +71,38 @@ def test_int8_is_executed_saved_and_reloaded(make: type[nn.Module], tmp_path: Pa
     again = Executable(load_int8(path))
     assert torch.equal(again(x), logits)
     assert again(x[:3]).shape == (3, CLASSES), "any batch size"
+
+
+def pre_activated() -> nn.Module:
+    """Whose first batch norm follows a convolution that the shortcut reads too."""
+    model, draws = WideResNet(SHAPE, CLASSES, TASK.mean, TASK.std, depth=10), rng(1)
+    with torch.no_grad():
+        for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+            for value in (norm.weight, norm.running_var):
+                value.uniform_(0.5, 2, generator=draws)
+            for value in (norm.bias, norm.running_mean):
+                value.uniform_(-1, 1, generator=draws)
+    return model.eval()
+
+
+@pytest.mark.usefixtures("torchao")
+@pytest.mark.filterwarnings("ignore")
+def test_batch_norm_is_not_folded_into_what_others_read(tmp_path: Path) -> None:
+    model, compressor, x = pre_activated(), Int8(), pixels(16, seed=7)
+    small = compressor(model, BATCHES)
+    with torch.no_grad():
+        logits, expected = compressor.predictor(small)(x), model(x)
+    assert (logits - expected).abs().max() < 0.1 * expected.abs().max()
+    (path,) = compressor.save(small, tmp_path).files
+    assert torch.equal(Executable(load_int8(path))(x), logits)
+
+
+@pytest.mark.usefixtures("torchao")
+@pytest.mark.filterwarnings("ignore")
+def test_a_graph_that_answers_otherwise_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8, "apart", lambda graph: graph)  # as torchao would have it
+    with pytest.raises(CompressionFailure, match="before anything is quantized its logits are off by"):
+        Int8()(pre_activated(), BATCHES)
 
 
 FRESH = """
