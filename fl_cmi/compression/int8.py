@@ -6,6 +6,7 @@ torchao is imported only here, when it is asked for: `pip install 'fl_cmi[compre
 import copy
 import importlib
 import io
+import logging
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -154,10 +155,15 @@ def require(name: str, what: str) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what torchao and the exporters warn of: their own plans."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Silence what torchao and the exporters warn of, and log as a warning: their own plans."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def exported(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
