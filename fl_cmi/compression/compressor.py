@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fl_cmi.types import ConfigError
 
-__all__ = ["CompressionFailure", "Compressor", "Written", "by_library"]
+__all__ = ["CompressionFailure", "Compressor", "Written", "by_library", "distance_of"]
 
 
 class CompressionFailure(RuntimeError):  # noqa: N818 - like those of clients
@@ -31,6 +31,11 @@ def by_library(task: str) -> Iterator[None]:
     except Exception as error:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CompressionFailure(f"{task} ({said})") from error
+
+
+def distance_of(found: Float[Tensor, "batch classes"], expected: Float[Tensor, "batch classes"]) -> float:
+    """The largest distance of logits, as a share of the largest of those expected."""
+    return float((found - expected).abs().max() / expected.abs().max())
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch.fx import GraphModule
 
 from fl_cmi.compression import archive
 from fl_cmi.compression.calibration import measure_ranges, no_images
-from fl_cmi.compression.compressor import CompressionFailure, Written, by_library
+from fl_cmi.compression.compressor import CompressionFailure, Written, by_library, distance_of
 from fl_cmi.compression.onnx_export import save_onnx
 from fl_cmi.files import whole
 from fl_cmi.types import ConfigError, Shape
@@ -191,9 +191,9 @@ def apart(graph: GraphModule) -> GraphModule:
 
 def check_answers(answers: Tensor, expected: Tensor) -> None:
     """Raise CompressionFailure where a graph that only waits to be quantized answers other than its model."""
-    distance, largest = (answers - expected).abs().max().item(), expected.abs().max().item()
-    if distance > CLOSE * largest:
-        why = f"before anything is quantized its logits are off by {distance:.2g}, where the largest is {largest:.2g}"
+    distance = distance_of(answers, expected)
+    if distance > CLOSE:
+        why = f"before anything is quantized its logits are off by {distance:.1e} of the largest"
         raise CompressionFailure(f"{FAILED} ({why})")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fl_cmi.compression.compressor import CompressionFailure, by_library
+from fl_cmi.compression.compressor import CompressionFailure, by_library, distance_of
 from fl_cmi.files import whole
 from fl_cmi.types import Shape
 
@@ -49,8 +49,7 @@ def save_onnx(model: nn.Module, shape: Shape, path: Path, tolerance: float = 1e-
                 external_data=False,
                 verbose=False,
             )
-            found, expected = answers(draft, x), model(x)
-        distance = float((found - expected).abs().max() / expected.abs().max())
+            distance = distance_of(answers(draft, x), model(x))
         if not distance <= tolerance:
             raise CompressionFailure(
                 f"compression.onnx: onnxruntime's logits are {distance:.1e} of the largest away from PyTorch's,"
