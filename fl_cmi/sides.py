@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fl_cmi.attacks.attack import Attack
 from fl_cmi.distillation.budget import Clock
@@ -12,6 +12,7 @@ from fl_cmi.ensemble import Combine, Ensemble
 from fl_cmi.evaluate import accuracy, predict
 from fl_cmi.federated.buffers import weighted_mean
 from fl_cmi.federated.sharing import Sharing
+from fl_cmi.moments import MOMENTS, remember
 from fl_cmi.precision import Precision, exact
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
@@ -104,6 +105,8 @@ class ServerSide:
         """Rebuild a client's network from what it sent."""
         model = self.build(update.client)
         model.load_state_dict(update.state)
+        if MOMENTS in update.extra:
+            remember(model, update.extra[MOMENTS])
         return Teacher(update.client, update.num_examples, update.class_counts, model)
 
     def untrained_ensemble(self, combine: Combine) -> Ensemble:
@@ -113,9 +116,14 @@ class ServerSide:
         """
         number = max(self.num_architectures, min(2, self.num_teachers))
         counts = torch.zeros(self.task.num_classes, dtype=torch.int64) if self.share_label_counts else None
-        ensemble = Ensemble([Teacher(k, 1, counts, self.build(k)) for k in range(number)], combine)
+        ensemble = Ensemble([self.teacher(self.untrained(k, counts)) for k in range(number)], combine)
         ensemble.label(torch.zeros(2, *self.task.shape))
         return ensemble
+
+    def untrained(self, client: int, counts: Tensor | None) -> Update:
+        """What a client without images would send."""
+        model = self.build(client)
+        return Update(client, 1, counts, model.state_dict(), self.sharing.method.records(model, self.task))
 
     def average(self, updates: Sequence[Update]) -> State | None:
         """`sum_k n_k w_k / sum_k n_k` over parameters and buffers; None where architectures differ."""

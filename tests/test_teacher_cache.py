@@ -143,6 +143,8 @@ COUNTS = [
     "local.start=scratch",
     "partition=feature_noise partition.noise=0.1",
     "partition=feature_noise partition.noise=0.2",
+    "strategy=fed_cmi_moments",
+    "strategy=fed_cmi_moments strategy.client.batch_size=3",
 ]
 DOES_NOT = ["rounds=3", "combine=mean_logits", "server_threads=2", "save_pool=true", "backend=ray"]
 

@@ -44,6 +44,11 @@ class Visit:
 class ClientMethod:
     """Plain training; the base of the client's half of every other method."""
 
+    @property
+    def trains_plainly(self) -> bool:
+        """Whether a client's answer in round 1 depends on the model it gets, its images and its seed alone."""
+        return type(self) is ClientMethod
+
     def check(self, local: LocalTraining) -> None:
         """Raise ConfigError where this local training does not go with the method."""
 
@@ -54,6 +59,13 @@ class ClientMethod:
     def begin(self, visit: Visit) -> Session:
         """A round's session."""
         return Session()
+
+    def records(self, model: nn.Module, task: Task) -> Mapping[str, State]:
+        """Examples of the records that each client sends beside `model`, by name, where their tensors are known.
+
+        What arrives has to have these names, types and shapes.
+        """
+        return {}
 
     def disclosed(self, model: nn.Module, task: Task) -> list[str]:
         """What leaves a client beside its model, one phrase each."""

@@ -20,8 +20,9 @@ Expected = Mapping[str, tuple[str, tuple[int, ...]]]
 class Receipt:
     """Judges an update by the architecture that its client was given.
 
-    The tensors' names, types and shapes are known before anything arrives, and every number has to be finite. What a
-    method sends beside the model has to be finite too; its shapes are the method's to judge.
+    The tensors' names, types and shapes are known before anything arrives, and every number has to be finite. So it is
+    with records beside the model of which the method gives examples; others have to be finite too, and their shapes are
+    the method's to judge.
 
     Args:
         side: What the server knows of the run.
@@ -33,25 +34,31 @@ class Receipt:
 
     def __call__(self, client: int, content: RecordDict) -> str | None:
         """What is wrong with a client's update, in one line without the client's name; None for nothing."""
-        shared, private = self._architecture(client % self.side.num_architectures)
+        shared, private, beside = self._architecture(client % self.side.num_architectures)
         arrays = content.array_records
         if ARRAYS not in arrays:
             return "it holds no model"
         wrong = self._metrics(client, content) or misfit(arrays[ARRAYS], shared)
         for name, record in arrays.items():
             if not wrong and name != ARRAYS:
-                wrong = misfit(record, private if name == REPORT else None)
+                wrong = misfit(record, private if name == REPORT else beside.get(name))
+        if not wrong and beside.keys() - arrays.keys():
+            return f"its record {min(beside.keys() - arrays.keys())} is missing"
         if not wrong and private and REPORT not in arrays:
             return "its private tensors, which the report needs, are missing"
         return wrong
 
-    def _expected(self, client: int) -> tuple[Expected, Expected]:
+    def _expected(self, client: int) -> tuple[Expected, Expected, Mapping[str, Expected]]:
         model = self.side.build(client)
         private = self.side.sharing.private(model)
         state = model.state_dict()
         return (
             described({name: value for name, value in state.items() if name not in private}),
             described({name: value for name, value in state.items() if name in private}),
+            {
+                name: described(record)
+                for name, record in self.side.sharing.method.records(model, self.side.task).items()
+            },
         )
 
     def _metrics(self, client: int, content: RecordDict) -> str | None:

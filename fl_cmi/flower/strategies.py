@@ -14,6 +14,7 @@ from fl_cmi.distillation.budget import checked_budget, clock_called
 from fl_cmi.distillation.distiller import Distiller
 from fl_cmi.distillation.transfer import Checkpoints, Schedule, transfer
 from fl_cmi.ensemble import Combine, Ensemble
+from fl_cmi.federated.method import ClientMethod
 from fl_cmi.flower.records import to_record, unpack_updates
 from fl_cmi.sides import ServerSide
 from fl_cmi.synthesis.crew import Crew
@@ -46,6 +47,7 @@ class FedCmi(FedAvg):
         budget_s: Seconds, > 0, of a round's synthesis and distillation; None for as long as the schedule takes.
         budget_clock: What they are counted by: `wall`, or `cpu` (all threads of the process, and of its workers).
         side: What the server knows of the run.
+        client: The client's half, which the side knows as well.
     """
 
     mixed_architectures = whole_models = True
@@ -63,6 +65,7 @@ class FedCmi(FedAvg):
         keep_pool: bool = False,
         budget_s: float | None = None,
         budget_clock: str = "wall",
+        client: ClientMethod | None = None,
     ) -> None:
         super().__init__(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
         starts = ("previous", "average", "prototype", "scratch")
@@ -73,6 +76,7 @@ class FedCmi(FedAvg):
                 "previous, prototype or scratch, because not all clients train the student's architecture"
             )
             raise ConfigError("strategy.student_start", student_start, allowed)
+        self.client = client
         self.combine, self.synthesizer, self.distiller = combine, synthesizer, distiller
         self.schedule, self.pool, self.side = schedule, pool, side
         self.student_start, self.keep_pool = student_start, keep_pool

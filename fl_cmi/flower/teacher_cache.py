@@ -16,7 +16,6 @@ from safetensors.torch import save_file
 
 from fl_cmi.compose import Config, bad_clients
 from fl_cmi.data.dataset import Dataset
-from fl_cmi.federated.method import ClientMethod
 from fl_cmi.files import locked, whole
 from fl_cmi.flower.client import CONFIG
 from fl_cmi.flower.records import ARRAYS, METRICS, from_record, partition_id, to_record
@@ -38,12 +37,15 @@ CODE = (
     "flower/records.py",
     "flower/arrays.py",
     "federated/method.py",
+    "federated/moments.py",
     "federated/sharing.py",
     "sides.py",
     "compose.py",
     "training.py",
     "session.py",
     "losses.py",
+    "moments.py",
+    "batchnorm.py",
     "augment.py",
     "rng.py",
     "types.py",
@@ -56,7 +58,7 @@ CODE = (
 class TeacherCache:
     """Answers the train messages of round 1 as the clients did before; asks those of whom nothing is known.
 
-        key = sha256(code, torch, processor, seed, threads, local training, architecture, images, client, message)
+        key = sha256(code, torch, processor, seed, threads, training, method, architecture, images, client, message)
 
     Right for clients whose answer is a function of these alone: those that train plainly, from the server's model or
     from scratch, and keep nothing for later rounds. Others are asked as if there were no cache. Two runs that want the
@@ -95,7 +97,7 @@ class TeacherCache:
     def reason_against(self) -> str | None:
         """Why the clients of this run are none to remember."""
         sharing, model = self.side.sharing, self.side.student()
-        if type(sharing.method) is not ClientMethod:
+        if not sharing.method.trains_plainly:
             return "clients do more than plain training"
         if self.start == "own":
             return "clients keep their own models"
@@ -136,6 +138,7 @@ class TeacherCache:
             "threads": config["client_threads"],
             "label counts": config["share_label_counts"],
             "local": config["local"],
+            "method": config["strategy"].get("client"),
             "architecture": nodes[client % len(nodes)],
             "task": repr(side.task),
             "images": digest({"x": images.x, "y": images.y}),
@@ -155,19 +158,23 @@ class TeacherCache:
             with safe_open(self.path(key), "pt") as file:
                 metadata = file.metadata()
                 about = json.loads(metadata["about"])
-                state = {name: file.get_tensor(name) for name in about["names"]}
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return None
         if metadata.get("seal") != of_text(metadata["about"] + digest(state)):
             return None
-        content = RecordDict({ARRAYS: to_record(state), METRICS: MetricRecord(about["metrics"])})
+        content = RecordDict({METRICS: MetricRecord(about["metrics"])})
+        for record, names in about["records"].items():
+            content[record] = to_record({name: state[f"{record}/{name}"] for name in names})
         return Message(content, reply_to=message)
 
     def write(self, key: str, reply: Message) -> None:
         """Keep a reply; a reader sees all of it or nothing."""
-        state = from_record(reply.content.array_records[ARRAYS])
+        records = {name: from_record(record) for name, record in reply.content.array_records.items()}
+        state = {f"{record}/{name}": value for record, own in records.items() for name, value in own.items()}
         # The order of names is a part of the answer, and a safetensors file has its own.
-        about = json.dumps({"names": list(state), "metrics": dict(reply.content.metric_records[METRICS])})
+        names = {record: list(own) for record, own in records.items()}
+        about = json.dumps({"records": names, "metrics": dict(reply.content.metric_records[METRICS])})
         with whole(self.path(key)) as draft:
             save_file(state, draft, {"about": about, "seal": of_text(about + digest(state))})
 

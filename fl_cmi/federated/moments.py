@@ -1,0 +1,63 @@
+"""Clients that tell, beside their model, what its batch-norm layers see of their images on average."""
+
+import torch
+from torch import nn
+
+from fl_cmi.federated.method import ClientMethod, Visit
+from fl_cmi.moments import MOMENTS, moments_of
+from fl_cmi.session import Contribution, Session
+from fl_cmi.types import ConfigError, State, Task
+
+__all__ = ["LayerMoments"]
+
+
+class LayerMoments(ClientMethod):
+    """Plain training; then the trained model looks at the client's images once more, for `fl_cmi.moments`.
+
+    Args:
+        batch_size: Images looked at together, >= 1; nothing depends on it but the last bits.
+    """
+
+    def __init__(self, batch_size: int = 256) -> None:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ConfigError("strategy.client.batch_size", batch_size, "an integer >= 1")
+        self.batch_size = batch_size
+
+    @property
+    def trains_plainly(self) -> bool:
+        """A look changes nothing."""
+        return True
+
+    def begin(self, visit: Visit) -> "Looking":
+        """A look comes at the end."""
+        return Looking(visit, self.batch_size)
+
+    def records(self, model: nn.Module, task: Task) -> dict[str, State]:
+        """Two maps a channel of each batch-norm layer."""
+        return {MOMENTS: moments_of(model, [torch.zeros(1, *task.shape)])}
+
+    def disclosed(self, model: nn.Module, task: Task) -> list[str]:
+        """How many numbers they are."""
+        numbers = sum(value.numel() for value in self.records(model, task)[MOMENTS].values())
+        return [
+            f"mean maps of its images, as each batch-norm layer sees them, and of their squares ({numbers:,} numbers)"
+        ]
+
+
+class Looking(Session):
+    """One visit of a client.
+
+    Args:
+        visit: The client.
+        batch_size: Images looked at together.
+    """
+
+    def __init__(self, visit: Visit, batch_size: int) -> None:
+        self.visit, self.batch_size = visit, batch_size
+
+    def finish(self) -> Contribution:
+        """The trained model's moments."""
+        visit = self.visit
+        rows = torch.arange(len(visit.images)).split(self.batch_size)
+        seen = (visit.images.pixels(some).to(visit.device) for some in rows)
+        return Contribution(sent={MOMENTS: moments_of(visit.model, seen)})
