@@ -45,12 +45,7 @@ FEDGENS_OWN = (
 
 OURS = ("experiment=fmnist_oneshot", "method=fed_cmi_fashion", *ENDLESS[:1])
 
-SETTLED = (
-    "experiment=fmnist_oneshot",
-    "method=fed_cmi_settled",
-    "schedule.batches=1000000",
-    "schedule.steps=1000000",
-)
+HALVES = ("schedule.batches=1000000", "schedule.steps=1000000")
 """Half of the time makes images, the other half teaches them."""
 
 HELD_OUT = "held_out=5000"
@@ -79,5 +74,6 @@ METHODS: dict[str, Method] = {
     ),
     "fed_cmi": Method(OURS),
     "fed_cmi_x4": Method(OURS, budget=4.0),
-    "fed_cmi_settled": Method(SETTLED),
+    "fed_cmi_settled": Method(("experiment=fmnist_oneshot", "method=fed_cmi_settled", *HALVES)),
+    "fed_cmi_moments": Method(("experiment=fmnist_oneshot", "method=fed_cmi_moments", *HALVES)),
 }

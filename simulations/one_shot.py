@@ -35,6 +35,7 @@ STUDY = Study(
         "dense",
         "co_boosting",
         "fedftg",
+        "fed_cmi_moments",
         "fed_cmi_settled",
         "fed_cmi",
         "fed_cmi_x4",

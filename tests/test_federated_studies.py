@@ -221,7 +221,7 @@ def test_the_default_grids_are_those_that_were_asked_for() -> None:
         return found
 
     rivals = {"fedavg", "feddf", "f_adi", "f_dafl", "dense", "co_boosting", "fedftg", "fed_cmi"}
-    rivals |= {"fed_cmi_settled", "fed_cmi_x4"}
+    rivals |= {"fed_cmi_moments", "fed_cmi_settled", "fed_cmi_x4"}
     at = [(0.1, 0), (0.1, 1), (0.1, 2), (0.3, 0), (0.5, 0)]
     assert points(one_shot.STUDY) == {("dirichlet", alpha, 5, seed): rivals for alpha, seed in at}
     few = {"fedavg", "dense", "fed_cmi"}
@@ -296,7 +296,7 @@ def test_every_method_of_a_study_fits_together(
     strategy = strategy(side=side) if callable(strategy) else strategy
     side.sharing.method.check(build(config["local"], "local"))
     if "schedule" in config["strategy"] and name != "fedftg":
-        endless = "steps" if name == "fed_cmi_settled" else "epochs"
+        endless = "steps" if name in ("fed_cmi_moments", "fed_cmi_settled") else "epochs"
         assert config["schedule"][endless] == 1_000_000, "time ends it"
 
 

@@ -144,7 +144,7 @@ def visit(number: int = 9) -> Visit:
 
 def test_a_client_sends_the_moments_of_its_images() -> None:
     at = visit()
-    sent = LayerMoments(batch_size=4).begin(at).finish().sent
+    sent = LayerMoments(batch_size=4, least=9).begin(at).finish().sent
     assert sent.keys() == {MOMENTS}
     model = at.model
     with observe(model) as seen:
@@ -158,10 +158,16 @@ def test_a_client_sends_the_moments_of_its_images() -> None:
     assert {k: v.shape for k, v in examples.items()} == {k: v.shape for k, v in sent[MOMENTS].items()}
 
 
-@pytest.mark.parametrize("size", [0, -1, 2.5, True])
-def test_a_batch_size_that_cannot_be_is_a_users_mistake(size: Any) -> None:
-    with pytest.raises(ConfigError, match=r"strategy\.client\.batch_size"):
-        LayerMoments(batch_size=size)
+@pytest.mark.parametrize("key", ["batch_size", "least"])
+@pytest.mark.parametrize("value", [0, -1, 2.5, True])
+def test_a_setting_that_cannot_be_is_a_users_mistake(key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"strategy\.client\.{key}"):
+        LayerMoments(**{key: value})
+
+
+def test_a_client_with_few_images_refuses() -> None:
+    with pytest.raises(ValueError, match=r"9 images, fewer than strategy\.client\.least=20"):
+        LayerMoments().begin(visit())
 
 
 def test_the_term_is_the_mean_over_teachers() -> None:

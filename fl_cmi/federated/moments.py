@@ -16,12 +16,14 @@ class LayerMoments(ClientMethod):
 
     Args:
         batch_size: Images looked at together, >= 1; nothing depends on it but the last bits.
+        least: A client with fewer images, >= 1, refuses: means over few images show them.
     """
 
-    def __init__(self, batch_size: int = 256) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ConfigError("strategy.client.batch_size", batch_size, "an integer >= 1")
-        self.batch_size = batch_size
+    def __init__(self, batch_size: int = 256, least: int = 20) -> None:
+        for key, value in (("batch_size", batch_size), ("least", least)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"strategy.client.{key}", value, "an integer >= 1")
+        self.batch_size, self.least = batch_size, least
 
     @property
     def trains_plainly(self) -> bool:
@@ -29,7 +31,14 @@ class LayerMoments(ClientMethod):
         return True
 
     def begin(self, visit: Visit) -> "Looking":
-        """A look comes at the end."""
+        """A look comes at the end.
+
+        Raises:
+            ValueError: A client with too few images.
+        """
+        if len(visit.images) < self.least:
+            number = f"{len(visit.images)} images, fewer than strategy.client.least={self.least}"
+            raise ValueError(f"{number}: their mean maps would show them")
         return Looking(visit, self.batch_size)
 
     def records(self, model: nn.Module, task: Task) -> dict[str, State]:
