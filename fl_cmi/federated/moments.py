@@ -37,7 +37,7 @@ class LayerMoments(ClientMethod):
             ValueError: A client with too few images.
         """
         if len(visit.images) < self.least:
-            number = f"{len(visit.images)} images, fewer than strategy.client.least={self.least}"
+            number = f"it has {len(visit.images)} images, fewer than strategy.client.least={self.least}"
             raise ValueError(f"{number}: their mean maps would show them")
         return Looking(visit, self.batch_size)
 
