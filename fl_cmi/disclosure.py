@@ -21,7 +21,9 @@ def disclosed(updates: Sequence[Update], ensemble: Ensemble, side: ServerSide) -
     if any(ensemble.batch_norm_counts) and any(name.endswith("running_mean") for name in told):
         layers = _range(ensemble.batch_norm_counts)
         phrases.append(f"batch-norm statistics of its images ({layers} layers, among the buffers)")
-    phrases += side.sharing.method.disclosed(side.student(), side.task)
+    models = [side.build(client) for client in range(side.num_architectures)]
+    beside = (phrase for model in models for phrase in side.sharing.method.disclosed(model, side.task))
+    phrases += dict.fromkeys(beside)  # one line for each architecture that tells something else
     if side.share_label_counts:
         phrases.append(f"label counts ({side.task.num_classes} integers)")
     return [*phrases, "mean training loss and accuracy"]

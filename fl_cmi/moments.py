@@ -5,8 +5,8 @@ Batch norm knows mean and variance of each channel over all places. A layer's mo
 
     m_1dhw = 1/B sum_b z_bdhw    m_2dhw = 1/B sum_b z_bdhw^2
 
-They are means over images, and no image can be told from them where these are many; but those of the first layer are
-blurred pictures of what a client's images look like on average; of a client with one image they are that image.
+They are means over images, and the more of these, the less they say of one. But of the mean they tell all: from the first
+layer's and its weights follow the mean image, and the mean products of pixels that a filter sees together.
 """
 
 from collections.abc import Iterable, Mapping
@@ -73,26 +73,29 @@ def moments_of(model: nn.Module, batches: Iterable[Float[Tensor, "_ channels hei
     names = {layer: name for name, layer in model.named_modules()}
     sums: dict[str, Tensor] = {}
     model.eval()
-    for x in batches:
-        with observe(model) as seen:
-            model(x)
-        number += len(x)
-        for layer, f in seen.items():
-            total = layer_moments(layer, f).double() * len(x)
-            sums[names[layer]] = sums.get(names[layer], torch.zeros_like(total)) + total
-    model.train(was_training)
+    try:
+        for x in batches:
+            with observe(model) as seen:
+                model(x)
+            number += len(x)
+            for layer, f in seen.items():
+                total = layer_moments(layer, f).double() * len(x)
+                sums[names[layer]] = sums.get(names[layer], torch.zeros_like(total)) + total
+    finally:
+        model.train(was_training)
     return {name: (total / number).float().cpu() for name, total in sums.items()}
 
 
 def remember(model: nn.Module, moments: Mapping[str, Tensor]) -> None:
-    """Let the batch-norm layers of a model remember moments, as buffers that are no part of its state.
+    """Let a model's batch-norm layers of these names remember moments, as buffers that are no part of its state.
 
     Raises:
-        KeyError: A layer has none.
+        AttributeError: There is no such layer.
     """
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.register_buffer(MOMENTS, moments[name], persistent=False)
+    for name, value in moments.items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None
+        layer.register_buffer(MOMENTS, value.to(layer.running_mean), persistent=False)
 
 
 def has_moments(model: nn.Module) -> bool:
@@ -107,9 +110,7 @@ def moments_distance(seen: Seen) -> Float[Tensor, ""]:
     Args:
         seen: Layer inputs from `observe`; of layers that remember moments.
     """
-    return torch.stack(
-        [
-            (layer_moments(layer, f) - layer.get_buffer(MOMENTS)).norm() / (f.shape[2] * f.shape[3]) ** 0.5
-            for layer, f in seen.items()
-        ]
-    ).sum()
+    off = {layer: (layer_moments(layer, f) - layer.get_buffer(MOMENTS)).double() for layer, f in seen.items()}
+    # In double precision: squares of squares overflow where a bad client scales its model.
+    distances = [d.norm() / (d.shape[2] * d.shape[3]) ** 0.5 for d in off.values()]
+    return torch.stack(distances).sum().to(next(iter(seen.values())))

@@ -12,7 +12,6 @@ from fl_cmi.ensemble import Combine, Ensemble
 from fl_cmi.evaluate import accuracy, predict
 from fl_cmi.federated.buffers import weighted_mean
 from fl_cmi.federated.sharing import Sharing
-from fl_cmi.moments import MOMENTS, remember
 from fl_cmi.precision import Precision, exact
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
@@ -105,8 +104,7 @@ class ServerSide:
         """Rebuild a client's network from what it sent."""
         model = self.build(update.client)
         model.load_state_dict(update.state)
-        if MOMENTS in update.extra:
-            remember(model, update.extra[MOMENTS])
+        self.sharing.method.attach(model, update.extra)
         return Teacher(update.client, update.num_examples, update.class_counts, model)
 
     def untrained_ensemble(self, combine: Combine) -> Ensemble:

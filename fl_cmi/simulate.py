@@ -114,6 +114,8 @@ def carry_on(
         check_strategy(config, side, strategy)
         # The clients build it, but a mistake is told before they start.
         side.sharing.check(build(config["local"], "local"), side.student())
+        if config["on_client_failure"] == "fail":
+            side.sharing.method.check_images(partition.sizes)
         if config["save_pool"] and not isinstance(strategy, FedCmi):
             raise ConfigError("save_pool", "true", "false, because only fed_cmi makes synthetic images")
         method, predictor = strategy, getattr(strategy, "predictor", None)

@@ -8,19 +8,24 @@ from typing import Any
 
 import pytest
 import torch
+from test_resume import cut_off
 from tiny import TASK, ensemble, images, network, pixels, rng
 from torch import Tensor, nn
 
 from fl_cmi.batchnorm import Seen, batch_norm_layers, observe, statistics_distance
 from fl_cmi.compose import compose_config, dataset, server_side
+from fl_cmi.disclosure import disclosed
+from fl_cmi.ensemble import mean_logits
 from fl_cmi.federated.method import Visit
 from fl_cmi.federated.moments import LayerMoments
+from fl_cmi.flower.failure import ClientFailure
 from fl_cmi.flower.receipt import Receipt
 from fl_cmi.flower.records import pack_update
 from fl_cmi.models.lenet import LeNet
 from fl_cmi.moments import MOMENTS, has_moments, layer_moments, moments_distance, moments_of, remember
 from fl_cmi.report.metrics import MetricsLog
 from fl_cmi.report.progress import Progress
+from fl_cmi.sides import ServerSide
 from fl_cmi.simulate import run
 from fl_cmi.synthesis.terms.moments import Moments
 from fl_cmi.synthesis.terms.term import look
@@ -100,6 +105,15 @@ def test_distance_sees_what_batch_norm_does_not() -> None:
     assert moments_distance(turned).item() > 0.1
 
 
+def test_a_model_of_any_scale_has_a_finite_distance() -> None:
+    """As batch norm's statistics have: one bad client must not end a run by an overflow."""
+    bn, f = nn.BatchNorm2d(WIDTH), inputs().float().requires_grad_()
+    remember(nn.Sequential(bn), {"0": layer_moments(bn, f).detach()})
+    distance = moments_distance({bn: 1e12 * f})
+    assert distance.isfinite()
+    assert torch.autograd.grad(distance, [f])[0].isfinite().all()
+
+
 def test_gradient_equals_finite_differences() -> None:
     bn = with_memory(layer(), inputs(6, seed=9))
 
@@ -166,8 +180,20 @@ def test_a_setting_that_cannot_be_is_a_users_mistake(key: str, value: Any) -> No
 
 
 def test_a_client_with_few_images_refuses() -> None:
-    with pytest.raises(ValueError, match=r"9 images, fewer than strategy\.client\.least=20"):
-        LayerMoments().begin(visit())
+    with pytest.raises(ValueError, match=r"it has 9 images, fewer than strategy\.client\.least=10"):
+        LayerMoments(least=10).begin(visit())
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_small_client_is_told_before_any_trains(tmp_path: Path) -> None:
+    options = [*TINY, "method=fed_cmi_moments", "strategy.client.least=500"]
+    with pytest.raises(
+        ConfigError, match=r"strategy\.client\.least=500: at most \d+, because client \d has so few"
+    ):
+        run(compose_config(options), tmp_path / "fail")
+    assert not (tmp_path / "fail").exists()
+    with pytest.raises(ClientFailure):  # one after the other is dropped, and none is left
+        run(compose_config([*options, "on_client_failure=drop"]), tmp_path / "drop")
 
 
 def test_the_term_is_the_mean_over_teachers() -> None:
@@ -184,11 +210,38 @@ def test_the_term_is_the_mean_over_teachers() -> None:
 def test_teachers_without_moments_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"client 0 sends no moments.*strategy=fed_cmi_moments"):
         Moments().check(ensemble())
+    with pytest.raises(ConfigError, match=r"sends no moments"):
+        Moments(missing="skip").check(ensemble())
+    with pytest.raises(ConfigError, match=r"missing=some: refuse or skip"):
+        Moments(missing="some")  # type: ignore[arg-type]
+
+
+def test_teachers_without_batch_norm_are_refused_or_left_out() -> None:
+    def make(k: int) -> nn.Module:
+        if k == 1:
+            return LeNet(TASK.shape, TASK.num_classes, TASK.mean, TASK.std)
+        model = network(k)
+        remember(model, moments_of(model, [pixels(8, k)]))
+        return model
+
+    team, y = ensemble(make=make), torch.zeros(6, dtype=torch.int64)
+    with pytest.raises(
+        ConfigError, match=r"client 10's model \(LeNet\) has no batch norm; skip such clients"
+    ):
+        Moments().check(team)
+    term = Moments(missing="skip")
+    term.check(team)
+    seen = look(team, None, pixels(6), y, TASK)
+    own = [moments_distance(found) for found in seen.seen if found]
+    assert len(own) == 2
+    torch.testing.assert_close(term(seen), torch.stack(own).mean())
+    alone = look(team.only(1), None, pixels(6), y, TASK)
+    assert term(alone).item() == 0.0
 
 
 TINY = (
+    "partition=iid",
     "data=synthetic",
-    "partition.alpha=1.0",
     "num_clients=3",
     "backend=local",
     "local.epochs=1",
@@ -208,7 +261,7 @@ def test_a_run_counts_and_declares_them(tmp_path: Path) -> None:
         name: run(compose_config([*TINY, f"method={method}"]), tmp_path / name)
         for name, method in (("with", "fed_cmi_moments"), ("without", "fed_cmi_settled"))
     }
-    phrases = [phrase for phrase in told["with"]["disclosed"] if "mean maps" in phrase]
+    phrases = [phrase for phrase in told["with"]["disclosed"] if "mean image" in phrase]
     assert len(phrases) == 1
     assert not any("mean maps" in phrase for phrase in told["without"]["disclosed"])
     numbers = 2 * (4 * 8 * 8 + 8 * 4 * 4 + 16 * 4 * 4)  # two maps a channel; images of 8 x 8, halved once
@@ -228,10 +281,15 @@ def test_clients_that_send_them_are_remembered_with_them(tmp_path: Path) -> None
         assert first[key] == again[key]
 
 
+def side_of(*options: str) -> ServerSide:
+    """What the server of a run with these options knows."""
+    config = compose_config([*TINY, *options])
+    return server_side(config, dataset(config), Progress(quiet=True), MetricsLog(Path(os.devnull)))
+
+
 def received(change: Callable[[dict[str, Tensor]], object] | None) -> str | None:
     """What a server finds wrong with a client whose moments are changed so, or left out."""
-    config = compose_config([*TINY, "method=fed_cmi_moments"])
-    side = server_side(config, dataset(config), Progress(quiet=True), MetricsLog(Path(os.devnull)))
+    side = side_of("method=fed_cmi_moments")
     update = side.untrained(1, torch.ones(side.task.num_classes, dtype=torch.int64))
     extra = {MOMENTS: dict(update.extra[MOMENTS])}
     if change is None:
@@ -251,9 +309,26 @@ def test_moments_that_do_not_fit_are_refused() -> None:
     assert "norms.0 is not finite" in str(received(lambda m: m.update({name: m[name] / 0})))
 
 
+def test_what_a_method_does_not_ask_for_is_left_alone() -> None:
+    """Any client may call a record by this name; it must not reach the teachers."""
+    side = side_of("method=fed_cmi_settled")
+    update = replace(side.untrained(0, None), extra={MOMENTS: {"nonsense": torch.zeros(1)}})
+    assert not has_moments(side.teacher(update).model)
+
+
+def test_each_architecture_tells_its_own_number_of_maps() -> None:
+    nodes = [f"{{_target_:fl_cmi.models.convnet.ConvNet,_partial_:true,width:{width}}}" for width in (2, 4)]
+    architectures = f"teachers.architectures=[{','.join(nodes)}]"
+    side = side_of("method=fed_cmi_moments", "local.start=scratch", architectures)
+    phrases = disclosed([], side.untrained_ensemble(mean_logits), side)
+    told = [phrase.split("(")[1] for phrase in phrases if "mean image" in phrase]
+    assert told == ["640 numbers)", "1,280 numbers)"]
+
+
 @pytest.mark.usefixtures("without_pictures")
-def test_clients_without_batch_norm_are_refused_before_they_train(tmp_path: Path) -> None:
-    others = [option for option in TINY if not option.startswith("model")]
-    with pytest.raises(ConfigError, match=r"client 0.*has no batch norm"):
-        run(compose_config([*others, "method=fed_cmi_moments", "model=lenet"]), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+def test_a_run_that_was_cut_goes_on_with_them(tmp_path: Path) -> None:
+    config = compose_config([*TINY, "method=fed_cmi_moments", "checkpoint.every=1"])
+    whole = run(config, tmp_path / "whole")
+    assert cut_off(config, tmp_path / "cut", 4)  # the beginning, the clients, two batches
+    again = run({**config, "resume": str(tmp_path / "cut")}, tmp_path / "cut")
+    assert (again["digest"], again["bytes"]) == (whole["digest"], whole["bytes"])

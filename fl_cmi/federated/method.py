@@ -1,6 +1,6 @@
 """The client's half of a federated method."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,12 +60,18 @@ class ClientMethod:
         """A round's session."""
         return Session()
 
+    def check_images(self, sizes: Sequence[int]) -> None:
+        """Raise ConfigError where clients of these numbers of images cannot do what the method asks."""
+
     def records(self, model: nn.Module, task: Task) -> Mapping[str, State]:
         """Examples of the records that each client sends beside `model`, by name, where their tensors are known.
 
         What arrives has to have these names, types and shapes.
         """
         return {}
+
+    def attach(self, model: nn.Module, extra: Mapping[str, State]) -> None:
+        """Give a client's model, rebuilt by the server, what of its records belongs to the model."""
 
     def disclosed(self, model: nn.Module, task: Task) -> list[str]:
         """What leaves a client beside its model, one phrase each."""

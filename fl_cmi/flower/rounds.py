@@ -13,7 +13,6 @@ from fl_cmi.checkpoint.run import Checkpoints
 from fl_cmi.checkpoint.state import Scene
 from fl_cmi.checkpoint.tree import Tree
 from fl_cmi.compose import Config
-from fl_cmi.federated.method import ClientMethod
 from fl_cmi.flower.failure import Failure
 from fl_cmi.flower.grid import LiveGrid
 from fl_cmi.flower.outcome import Outcome
@@ -110,7 +109,7 @@ class Rounds:
         sharing = self.side.sharing
         local = self.config["local"]
         own = local.get("start") == "own" or local.get("decay_by") == "last_visit"
-        return own or type(sharing.method) is not ClientMethod or bool(sharing.kept(self.side.student()))
+        return own or not sharing.method.trains_plainly or bool(sharing.kept(self.side.student()))
 
     @property
     def reaches_clients(self) -> bool:

@@ -47,7 +47,7 @@ class FedCmi(FedAvg):
         budget_s: Seconds, > 0, of a round's synthesis and distillation; None for as long as the schedule takes.
         budget_clock: What they are counted by: `wall`, or `cpu` (all threads of the process, and of its workers).
         side: What the server knows of the run.
-        client: The client's half, which the side knows as well.
+        client: The client's half; only the side's is asked.
     """
 
     mixed_architectures = whole_models = True
@@ -76,7 +76,6 @@ class FedCmi(FedAvg):
                 "previous, prototype or scratch, because not all clients train the student's architecture"
             )
             raise ConfigError("strategy.student_start", student_start, allowed)
-        self.client = client
         self.combine, self.synthesizer, self.distiller = combine, synthesizer, distiller
         self.schedule, self.pool, self.side = schedule, pool, side
         self.student_start, self.keep_pool = student_start, keep_pool

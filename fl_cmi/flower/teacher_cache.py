@@ -46,6 +46,7 @@ CODE = (
     "losses.py",
     "moments.py",
     "batchnorm.py",
+    "precision.py",
     "augment.py",
     "rng.py",
     "types.py",
@@ -159,13 +160,17 @@ class TeacherCache:
                 metadata = file.metadata()
                 about = json.loads(metadata["about"])
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+                records = {
+                    record: {name: state[f"{record}/{name}"] for name in names}
+                    for record, names in about["records"].items()
+                }
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError):
             return None
         if metadata.get("seal") != of_text(metadata["about"] + digest(state)):
             return None
         content = RecordDict({METRICS: MetricRecord(about["metrics"])})
-        for record, names in about["records"].items():
-            content[record] = to_record({name: state[f"{record}/{name}"] for name in names})
+        for record, own in records.items():
+            content[record] = to_record(own)
         return Message(content, reply_to=message)
 
     def write(self, key: str, reply: Message) -> None:

@@ -1,11 +1,14 @@
 """The moments term: at each place, images look like the client's own on average."""
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.moments import has_moments, moments_distance
+from fl_cmi.synthesis.terms.batch_norm import require_batch_norm
 from fl_cmi.synthesis.terms.term import Look, Term
 from fl_cmi.types import ConfigError
 
@@ -19,19 +22,30 @@ class Moments(Term):
 
     Args:
         weight: Factor of the term, >= 0.
+        missing: Teachers without batch norm are refused (`refuse`) or left out (`skip`, for mixed architectures).
     """
 
+    def __init__(self, weight: float = 1.0, missing: Literal["refuse", "skip"] = "refuse") -> None:
+        super().__init__(weight)
+        if missing not in ("refuse", "skip"):
+            raise ConfigError("synthesizer...moments.missing", missing, "refuse or skip")
+        self.missing = missing
+        self.averages = missing == "refuse"
+
     def check(self, ensemble: Ensemble) -> None:
-        """Every teacher needs batch norm, and moments of its images."""
-        for teacher in ensemble.teachers:
-            if not has_moments(teacher.model):
-                raise ConfigError(
-                    "synthesizer...moments.weight",
-                    self.weight,
-                    f"0, because client {teacher.client} sends no moments"
-                    " (strategy=fed_cmi_moments has clients with batch norm send them)",
-                )
+        """Every teacher (with `skip`: that has batch norm, and one has) needs moments of its images."""
+        key = "synthesizer...moments.weight"
+        if self.missing == "refuse" or not any(ensemble.batch_norm_counts):
+            remedy = "skip such clients (missing=skip), " if any(ensemble.batch_norm_counts) else ""
+            require_batch_norm(ensemble, key, self.weight, remedy)
+        for teacher, layers in zip(ensemble.teachers, ensemble.batch_norm_counts, strict=True):
+            if layers and not has_moments(teacher.model):
+                why = f"client {teacher.client} sends no moments (strategy=fed_cmi_moments has clients send them)"
+                raise ConfigError(key, self.weight, f"0, because {why}")
 
     def __call__(self, seen: Look) -> Float[Tensor, ""]:
         """The mean over teachers of `moments_distance`."""
-        return torch.stack([moments_distance(inputs) for inputs in seen.seen]).mean()
+        found = [inputs for inputs in seen.seen if inputs]
+        if not found:
+            return seen.teacher.new_zeros(())
+        return torch.stack([moments_distance(inputs) for inputs in found]).mean()
