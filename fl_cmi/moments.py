@@ -5,8 +5,8 @@ Batch norm knows mean and variance of each channel over all places. A layer's mo
 
     m_1dhw = 1/B sum_b z_bdhw    m_2dhw = 1/B sum_b z_bdhw^2
 
-They are means over images, and the more of these, the less they say of one. But of the mean they tell all: from the first
-layer's and its weights follow the mean image, and the mean products of pixels that a filter sees together.
+They are means over images, and the more of these, the less they say of one. But of the mean they tell all: from the
+first layer's and its weights follow the mean image, and the mean products of pixels that a filter sees together.
 """
 
 from collections.abc import Iterable, Mapping

@@ -7,7 +7,8 @@ python -m simulations.one_shot --dry-run                         # the commands,
 5 clients, Dirichlet by class. Every method but averaging has 600 CPU seconds, 5 minutes of two cores, after the
 clients' round; `fed_cmi_x4` has four times as much. 5,000 training images are the server's in all runs, so that all
 have the same clients; only FedDF looks at them (500 of them with labels, to stop in time). Runs that are there are not
-repeated, and clients are trained once (those of `fed_cmi_moments`, which send more, once more). Overrides after `--` are for all runs and come last: `-- local.epochs=5`.
+repeated, and clients are trained once (those of `fed_cmi_moments`, which send more, once again). Overrides after `--`
+are for all runs and come last: `-- local.epochs=5`.
 """
 
 import sys
