@@ -1,5 +1,7 @@
 """Moments of layer inputs: against the loops, from the client to the inversion, and what is refused."""
 
+import copy
+import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -148,6 +150,7 @@ def test_remembering_changes_neither_state_nor_answers() -> None:
     assert has_moments(model)
     assert before.keys() == model.state_dict().keys()
     torch.testing.assert_close(model(x), answers, rtol=0.0, atol=0.0)
+    assert has_moments(copy.deepcopy(model))
     assert not has_moments(network())
     assert not has_moments(LeNet(TASK.shape, TASK.num_classes, TASK.mean, TASK.std))
 
@@ -323,6 +326,15 @@ def test_each_architecture_tells_its_own_number_of_maps() -> None:
     phrases = disclosed([], side.untrained_ensemble(mean_logits), side)
     told = [phrase.split("(")[1] for phrase in phrases if "mean image" in phrase]
     assert told == ["640 numbers)", "1,280 numbers)"]
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_layers_in_bfloat16_are_compared_in_float32(tmp_path: Path) -> None:
+    told = run(compose_config([*TINY, "method=fed_cmi_moments", "precision=fast"]), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["moments"] for row in rows if row["event"] == "synthesis"]
+    assert losses and all(0 < loss < 1e3 for loss in losses)
+    assert told["student"]["accuracy_last"] > 0
 
 
 @pytest.mark.usefixtures("without_pictures")
