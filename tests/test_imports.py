@@ -33,7 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("compression",),
     ("synthesis", "distillation", "federated", "training", "attacks", "evaluate", "measures", "report"),
     ("ensemble", "gradients", "robust", "trust"),
-    ("losses", "batchnorm", "augment", "bank", "checkpoint", "partition", "data", "models"),
+    ("losses", "batchnorm", "moments", "augment", "bank", "checkpoint", "partition", "data", "models"),
     ("checks", "files", "memory", "nodes", "precision", "products", "session", "interrupt", "types", "rng"),
 )
 """From the entry points down. A module may import from its own layer and from those below."""

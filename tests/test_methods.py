@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CLASSES, SHAPE, TASK, ensemble, inversion, network, rng
+from tiny import CLASSES, SHAPE, TASK, ensemble, inversion, network, remembering, rng
 from torch import Tensor, nn
 
 from fl_cmi.bank import Pool, PoolBatch
@@ -64,7 +64,7 @@ def run(
     config = configured(name)
     pool, student, log = Pool(), network(9), MetricsLog(folder / "metrics.jsonl")
     metrics = transfer(
-        ensemble(),
+        ensemble(make=remembering),
         student,
         build(shrink(config["synthesizer"]), "synthesizer"),
         build(shrink(config["distiller"]), "distiller"),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from test_methods import METHODS, configured, shrink
-from tiny import COUNTS, TASK, ensemble, network
+from tiny import COUNTS, TASK, ensemble, network, remembering
 
 from fl_cmi.bank import Pool
 from fl_cmi.checkpoint.tree import Tree, pack, unpack
@@ -70,7 +70,7 @@ def outcome(
     """What a round of the shrunk configuration comes to."""
     pool, student = Pool(), network(9)
     metrics = transfer(
-        ensemble(COUNTS[:teachers], build(config["combine"], "combine")),
+        ensemble(COUNTS[:teachers], build(config["combine"], "combine"), make=remembering),
         student,
         build(shrink(config["synthesizer"]), "synthesizer"),
         build(shrink(config["distiller"]), "distiller"),

@@ -12,6 +12,7 @@ from fl_cmi.ensemble import Combine, Ensemble, mean_logits
 from fl_cmi.models.convnet import ConvNet
 from fl_cmi.models.generator import Generator
 from fl_cmi.models.initialize import initialize
+from fl_cmi.moments import moments_of, remember
 from fl_cmi.precision import Precision, exact
 from fl_cmi.synthesis.contrast import Contrast
 from fl_cmi.synthesis.inversion import Inversion
@@ -60,6 +61,13 @@ def network(seed: int = 0, width: int = 2) -> nn.Module:
     with torch.no_grad():
         for step in range(3):
             model(pixels(16, seed=100 * seed + step))
+    return model
+
+
+def remembering(seed: int = 0) -> nn.Module:
+    """The same network, with the moments of some images, as clients of `fed_cmi_moments` send them."""
+    model = network(seed)
+    remember(model, moments_of(model, [pixels(8, seed)]))
     return model
 
 
