@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from test_resume import cut_off
-from tiny import TASK, ensemble, images, network, pixels, rng
+from tiny import TASK, ensemble, images, network, pixels, remembering, rng
 from torch import Tensor, nn
 
 from fl_cmi.batchnorm import Seen, batch_norm_layers, observe, statistics_distance
@@ -200,9 +200,7 @@ def test_a_small_client_is_told_before_any_trains(tmp_path: Path) -> None:
 
 
 def test_the_term_is_the_mean_over_teachers() -> None:
-    team, x = ensemble(), pixels(6)
-    for seed, model in enumerate(team.models):
-        remember(model, moments_of(model, [pixels(8, seed)]))
+    team, x = ensemble(make=remembering), pixels(6)
     y = torch.zeros(6, dtype=torch.int64)
     seen = look(team, None, x, y, TASK)
     own = [moments_distance(found) for found in seen.seen]
@@ -223,9 +221,7 @@ def test_teachers_without_batch_norm_are_refused_or_left_out() -> None:
     def make(k: int) -> nn.Module:
         if k == 1:
             return LeNet(TASK.shape, TASK.num_classes, TASK.mean, TASK.std)
-        model = network(k)
-        remember(model, moments_of(model, [pixels(8, k)]))
-        return model
+        return remembering(k)
 
     team, y = ensemble(make=make), torch.zeros(6, dtype=torch.int64)
     with pytest.raises(

@@ -11,7 +11,7 @@ from fl_cmi.ensemble import Ensemble
 from fl_cmi.synthesis.terms.term import Look, Term
 from fl_cmi.types import ConfigError
 
-__all__ = ["BatchNorm", "require_batch_norm"]
+__all__ = ["BatchNorm", "require_batch_norm", "require_unless_skipped"]
 
 
 class BatchNorm(Term):
@@ -50,10 +50,8 @@ class BatchNorm(Term):
 
     def check(self, ensemble: Ensemble) -> None:
         """Every teacher (one, with `skip`) needs batch norm; the loss over zero layers would silently be 0."""
-        if self.hook == "empty" or (self.missing == "skip" and any(ensemble.batch_norm_counts)):
-            return
-        remedy = "skip such clients (missing=skip), " if any(ensemble.batch_norm_counts) else ""
-        require_batch_norm(ensemble, "synthesizer...bn.weight", self.weight, remedy)
+        if self.hook != "empty":
+            require_unless_skipped(ensemble, "synthesizer...bn.weight", self.weight, self.missing)
 
     def __call__(self, seen: Look) -> Float[Tensor, ""]:
         """The mean or the sum over teachers of `statistics_distance`."""
@@ -62,6 +60,14 @@ class BatchNorm(Term):
             return seen.teacher.new_zeros(())
         distances = torch.stack([statistics_distance(inputs) for inputs in hooked])
         return distances.mean() if self.over_clients == "mean" else distances.sum()
+
+
+def require_unless_skipped(ensemble: Ensemble, key: str, value: object, missing: str) -> None:
+    """As `require_batch_norm`, where a term can leave teachers without batch norm out: `missing=skip` asks for one."""
+    some = any(ensemble.batch_norm_counts)
+    if missing == "refuse" or not some:
+        remedy = "skip such clients (missing=skip), " if some else ""
+        require_batch_norm(ensemble, key, value, remedy)
 
 
 def require_batch_norm(ensemble: Ensemble, key: str, value: object, remedy: str = "") -> None:

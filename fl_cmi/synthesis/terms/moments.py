@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fl_cmi.ensemble import Ensemble
 from fl_cmi.moments import has_moments, moments_distance
-from fl_cmi.synthesis.terms.batch_norm import require_batch_norm
+from fl_cmi.synthesis.terms.batch_norm import require_unless_skipped
 from fl_cmi.synthesis.terms.term import Look, Term
 from fl_cmi.types import ConfigError
 
@@ -35,9 +35,7 @@ class Moments(Term):
     def check(self, ensemble: Ensemble) -> None:
         """Every teacher (with `skip`: that has batch norm, and one has) needs moments of its images."""
         key = "synthesizer...moments.weight"
-        if self.missing == "refuse" or not any(ensemble.batch_norm_counts):
-            remedy = "skip such clients (missing=skip), " if any(ensemble.batch_norm_counts) else ""
-            require_batch_norm(ensemble, key, self.weight, remedy)
+        require_unless_skipped(ensemble, key, self.weight, self.missing)
         for teacher, layers in zip(ensemble.teachers, ensemble.batch_norm_counts, strict=True):
             if layers and not has_moments(teacher.model):
                 why = f"client {teacher.client} sends no moments (strategy=fed_cmi_moments has clients send them)"
